@@ -1,0 +1,55 @@
+//! Floor 0 of onlay: block formats and SIMD kernels.
+//!
+//! A kernel is one tile on one thread. It takes slices and returns; it never allocates, spawns, locks, logs or
+//! fails. Sizes are checked by the caller's floor and asserted here.
+//!
+//! # Levels
+//! Every kernel is written once, against the small vocabulary in `simd`, and stamped for each [`Level`] by the
+//! `levels!` macro: `portable` (plain Rust), `avx2` (AVX2 + FMA + F16C) and `avx512` (AVX-512 F/BW/VL/DQ + VNNI).
+//! The level is found at run time, so an ordinary `cargo build --release` is full speed everywhere.
+//!
+//! # One sequence of operations per output
+//! The definition of every product fixes the order of its floating-point operations for each output element,
+//! independent of how many rows or columns are computed together:
+//!
+//! * block formats: one f32 accumulator per output, one fused multiply-add per block, blocks in order; all sums
+//!   inside a block are exact integers, so their order is free ([`dot`], [`panel`]);
+//! * dense formats (F32, F16, BF16): `LANES` f32 accumulators, lane *j* takes the elements *k ≡ j*, then one fixed
+//!   tree ([`dense`]);
+//! * f32 products of the backward pass: one accumulator per output, the reduction in order ([`gemm`]).
+//!
+//! That is why a row computed alone, in a batch, or by the trainer has the same bits.
+//!
+//! # Rooms
+//! [`quant`] the block formats, one file each · [`acts`] activations rounded to 8 bits · [`dot`] few rows of
+//! activations · [`panel`] many · [`dense`] unquantized weights · [`gemm`] f32 products of the backward pass and of
+//! adapters · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step.
+
+#[macro_use]
+mod level;
+pub mod acts;
+mod decode;
+pub mod dot;
+pub mod half;
+pub mod panel;
+pub mod quant;
+pub(crate) mod simd;
+
+/// One level's view of the rooms whose kernels are built from each other.
+pub(crate) mod at {
+    macro_rules! views { ($($(#[$m:meta])* $level:ident)*) => { $(
+        $(#[$m])*
+        pub(crate) mod $level {
+            pub(crate) use crate::decode::$level as decode;
+            pub(crate) use crate::dot::$level as dot;
+            pub(crate) use crate::panel::$level as panel;
+        }
+    )* } }
+    views! {
+        portable
+        #[cfg(target_arch = "x86_64")] avx2
+        #[cfg(target_arch = "x86_64")] avx512
+    }
+}
+
+pub use level::Level;

@@ -1,0 +1,322 @@
+//! Rows of block-quantized weights times many rows of activations: prompts, batches, training.
+//!
+//! `LANES` rows of weights are laid once into a *panel*, interleaved so that one register holds four consecutive
+//! quants of each row; then every group of `COLUMNS` packed rows of activations runs down it. The numbers and their
+//! order are those of [`crate::dot`], so both give the same bits.
+//!
+//! # Shapes
+//! A panel covers `LANES` rows and k elements (a multiple of the format's block; the caller cuts long rows, and
+//! accumulates in `y`):
+//! ```text
+//! q     [k/4][LANES][4]      quants, unsigned, or signed plus the level's offset
+//! scale [k/SUB][LANES]       super-blocks: integer scales, as the level multiplies them
+//! bias  [k/32][LANES]        super-blocks: two 16-bit factors of the sums of 16 activations
+//! d, m  [k/LEN][LANES]
+//! ```
+//! `x` packed (see [`crate::acts`]); `y[c·stride + r]`, read and written: the first call of a row finds zeros.
+
+use crate::acts::{Acts, both};
+use crate::quant::Blocked;
+
+/// Weights laid out for [`crate::quant::Format::tile`].
+#[derive(Clone, Copy, Debug)]
+pub struct Panel<'a> {
+    /// Quants.
+    pub q: &'a [u8],
+    /// Integer scales.
+    pub scale: &'a [i32],
+    /// Factors of the activations' sums.
+    pub bias: &'a [i32],
+    /// Float scales.
+    pub d: &'a [f32],
+    /// Float minima.
+    pub m: &'a [f32],
+}
+
+/// The memory of one panel; [`PanelMut::carve`] cuts it out of a scratch buffer.
+#[derive(Debug)]
+pub struct PanelMut<'a> {
+    /// Quants; its length says how many elements of each row the panel takes.
+    pub q: &'a mut [u8],
+    /// Integer scales.
+    pub scale: &'a mut [i32],
+    /// Factors of the activations' sums.
+    pub bias: &'a mut [i32],
+    /// Float scales.
+    pub d: &'a mut [f32],
+    /// Float minima.
+    pub m: &'a mut [f32],
+}
+
+impl<'a> PanelMut<'a> {
+    /// 32-bit words that a panel of `lanes` rows and `k` elements occupies.
+    pub const fn words(lanes: usize, k: usize) -> usize {
+        // quants k/4, scales at most k/16, sums' factors k/32, d and m at most k/32 each
+        lanes * (k / 4 + k / 16 + 3 * (k / 32))
+    }
+
+    /// A panel of `lanes` rows and `k` elements in `scratch`, which holds at least [`PanelMut::words`].
+    pub fn carve(scratch: &'a mut [u32], lanes: usize, k: usize) -> Self {
+        let (q, rest) = scratch.split_at_mut(lanes * k / 4);
+        let (scale, rest) = rest.split_at_mut(lanes * k / 16);
+        let (bias, rest) = rest.split_at_mut(lanes * k / 32);
+        let (d, rest) = rest.split_at_mut(lanes * k / 32);
+        let (m, _) = rest.split_at_mut(lanes * k / 32);
+        PanelMut {
+            q: bytemuck::cast_slice_mut(q),
+            scale: bytemuck::cast_slice_mut(scale),
+            bias: bytemuck::cast_slice_mut(bias),
+            d: bytemuck::cast_slice_mut(d),
+            m: bytemuck::cast_slice_mut(m),
+        }
+    }
+
+    /// The same memory, to be read.
+    pub fn view(&self) -> Panel<'_> {
+        Panel { q: self.q, scale: self.scale, bias: self.bias, d: self.d, m: self.m }
+    }
+}
+
+levels! {
+    {
+        /// 32 quants of eight rows, as eight words of four quants for each row.
+        fn lay(words: &mut [[u32; simd::wide::LANES]], first: usize, rows: [simd::Bytes; 8]) {
+            let columns = simd::transpose(core::array::from_fn(|i| simd::as_ints(rows[i])));
+            for (to, from) in words.iter_mut().zip(columns) {
+                let to: &mut [u32; 8] = (&mut to[first..first + 8]).try_into().expect("eight lanes");
+                *to = bytemuck::must_cast(from);
+            }
+        }
+
+        fn offset(signed: bool, chunk: simd::Bytes) -> simd::Bytes {
+            if signed && simd::wide::SIGNED_OFFSET != 0 {
+                simd::xor(chunk, simd::splat_byte(0x80))
+            } else {
+                chunk
+            }
+        }
+
+        /// Lays `w` (at most LANES rows), from element `from` on.
+        fn fill_blocks[F: Blocked, C: Fn(&F::Block) -> simd::Bytes](
+            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, chunk: C) {
+            let lanes = simd::wide::LANES;
+            let n = w.len() / row_bytes;
+            let words: &mut [[u32; simd::wide::LANES]] = bytemuck::cast_slice_mut(to.q);
+            let len = words.len() / 8;
+            for first in (0..lanes).step_by(8) {
+                let row: [&[F::Block]; 8] = core::array::from_fn(|i| {
+                    let i = (first + i).min(n - 1);
+                    &bytemuck::cast_slice(&w[i * row_bytes..][..row_bytes])[from / 32..][..len]
+                });
+                for b in 0..len {
+                    let q = core::array::from_fn(|i| offset(F::SIGNED, chunk(&row[i][b])));
+                    lay(&mut words[8 * b..8 * b + 8], first, q);
+                    let at = b * lanes + first;
+                    let d = simd::load_f16(&core::array::from_fn(|i| F::d(&row[i][b])));
+                    to.d[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(d));
+                    if F::MIN {
+                        let m = simd::load_f16(&core::array::from_fn(|i| F::m(&row[i][b])));
+                        to.m[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(m));
+                    }
+                }
+            }
+        }
+
+        fn fill_supers[F: Blocked, C: Fn(&F::Block, usize) -> simd::Bytes,
+                       S: Fn(&F::Block) -> (simd::Words, simd::Words)](
+            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, chunk: C, scales: S) {
+            let lanes = simd::wide::LANES;
+            let n = w.len() / row_bytes;
+            let words: &mut [[u32; simd::wide::LANES]] = bytemuck::cast_slice_mut(to.q);
+            let len = words.len() / 64;
+            for first in (0..lanes).step_by(8) {
+                let row: [&[F::Block]; 8] = core::array::from_fn(|i| {
+                    let i = (first + i).min(n - 1);
+                    &bytemuck::cast_slice(&w[i * row_bytes..][..row_bytes])[from / 256..][..len]
+                });
+                for b in 0..len {
+                    for j in 0..8 {
+                        let q = core::array::from_fn(|i| offset(F::SIGNED, chunk(&row[i][b], j)));
+                        lay(&mut words[64 * b + 8 * j..][..8], first, q);
+                    }
+                    for i in 0..8 {
+                        let (s, m) = scales(&row[i][b]);
+                        let bias = if F::MIN {
+                            m
+                        } else {
+                            let off = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
+                            simd::mul_words(s, simd::splat_word(-off as i16))
+                        };
+                        let mut pair = [0u32; 16];
+                        simd::store_scale_pairs(&mut pair, s);
+                        let subs = 256 / F::SUB;
+                        for sub in 0..subs {
+                            to.scale[(subs * b + sub) * lanes + first + i] =
+                                simd::wide::scale_lane(pair[sub * F::SUB / 16]);
+                        }
+                        let bias: [i32; 8] = bytemuck::must_cast(bias);
+                        for (j, v) in bias.into_iter().enumerate() {
+                            to.bias[(8 * b + j) * lanes + first + i] = v;
+                        }
+                    }
+                    let at = b * lanes + first;
+                    let d = simd::load_f16(&core::array::from_fn(|i| F::d(&row[i][b])));
+                    to.d[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(d));
+                    if F::MIN {
+                        let m = simd::load_f16(&core::array::from_fn(|i| F::m(&row[i][b])));
+                        to.m[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(m));
+                    }
+                }
+            }
+        }
+
+        /// `y[c][lanes] += panel · x[c]` for one packed group of activations, whose rows hold the panel's elements
+        /// from `from` on.
+        fn tile_blocks[F: Blocked](p: Panel<'_>, x: Acts<'_>, from: usize, y: &mut [f32], stride: usize) {
+            const C: usize = simd::wide::COLUMNS;
+            const L: usize = simd::wide::LANES;
+            let (q, _) = p.q.as_chunks::<{ 4 * L }>();
+            let (q, _) = q.as_chunks::<8>();
+            let len = q.len();
+            let (d, _) = p.d.as_chunks::<L>();
+            let (m, _) = p.m.as_chunks::<L>();
+            let (d, m) = (&d[..len], &m[..len]);
+            let (xq, _) = x.q[from * C..].as_chunks::<4>();
+            let (xq, _) = xq.as_chunks::<C>();
+            let (xq, _) = xq.as_chunks::<8>();
+            let (xd, _) = x.d[from / 32 * C..].as_chunks::<C>();
+            let (xs, _) = x.sums[from / 32 * C..].as_chunks::<C>();
+            let (xq, xd, xs) = (&xq[..len], &xd[..len], &xs[..len]);
+            let mut acc: [simd::wide::Floats; C] = core::array::from_fn(|c| {
+                simd::wide::load(y[c * stride..][..L].try_into().expect("a row of lanes"))
+            });
+            let offset = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
+            for b in 0..len {
+                let mut total = [simd::wide::zero_ints(); C];
+                let mut partial = [simd::wide::zero_partial(); C];
+                let run = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+                for s in 0..8 {
+                    let w = simd::wide::load_panel(&q[b][s]);
+                    for c in 0..C {
+                        let x = simd::wide::splat_four(&xq[b][s][c]);
+                        partial[c] = if F::SIGNED {
+                            simd::wide::step_ss(partial[c], w, x)
+                        } else {
+                            simd::wide::step_us(partial[c], w, x)
+                        };
+                    }
+                    if s == 7 || (s + 1).is_multiple_of(run) {
+                        for c in 0..C {
+                            total[c] = simd::wide::widen_plain(total[c], partial[c]);
+                            partial[c] = simd::wide::zero_partial();
+                        }
+                    }
+                }
+                let wd = simd::wide::load(&d[b]);
+                for c in 0..C {
+                    let sum = both(xs[b][c]);
+                    let t = if offset == 0 {
+                        total[c]
+                    } else {
+                        simd::wide::sub_ints(total[c], simd::wide::splat_int(offset * sum))
+                    };
+                    let dx = simd::wide::splat(xd[b][c]);
+                    acc[c] = simd::wide::fma(simd::wide::mul(wd, dx), simd::wide::from_ints(t), acc[c]);
+                    if F::MIN {
+                        let s = simd::wide::splat(xd[b][c] * sum as f32);
+                        acc[c] = simd::wide::fma(simd::wide::load(&m[b]), s, acc[c]);
+                    }
+                }
+            }
+            for c in 0..C {
+                simd::wide::store((&mut y[c * stride..][..L]).try_into().expect("a row of lanes"), acc[c]);
+            }
+        }
+
+        fn tile_supers[F: Blocked](p: Panel<'_>, x: Acts<'_>, from: usize, y: &mut [f32], stride: usize) {
+            const C: usize = simd::wide::COLUMNS;
+            const L: usize = simd::wide::LANES;
+            let (q, _) = p.q.as_chunks::<{ 4 * L }>();
+            let (q, _) = q.as_chunks::<64>();
+            let len = q.len();
+            let (d, _) = p.d.as_chunks::<L>();
+            let (m, _) = p.m.as_chunks::<L>();
+            let (d, m) = (&d[..len], &m[..len]);
+            let (scale, _) = p.scale.as_chunks::<L>();
+            let (bias, _) = p.bias.as_chunks::<L>();
+            let (bias, _) = bias.as_chunks::<8>();
+            let bias = &bias[..len];
+            let (xq, _) = x.q[from * C..].as_chunks::<4>();
+            let (xq, _) = xq.as_chunks::<C>();
+            let (xq, _) = xq.as_chunks::<64>();
+            let (xd, _) = x.d[from / 256 * C..].as_chunks::<C>();
+            let (xs, _) = x.sums[from / 32 * C..].as_chunks::<C>();
+            let (xs, _) = xs.as_chunks::<8>();
+            let (xq, xd, xs) = (&xq[..len], &xd[..len], &xs[..len]);
+            let mut acc: [simd::wide::Floats; C] = core::array::from_fn(|c| {
+                simd::wide::load(y[c * stride..][..L].try_into().expect("a row of lanes"))
+            });
+            let biased = F::MIN || F::OFFSET != 0 || (F::SIGNED && simd::wide::SIGNED_OFFSET != 0);
+            let subs = 256 / F::SUB;
+            let scale = &scale[..subs * len];
+            for b in 0..len {
+                let mut total = [simd::wide::zero_ints(); C];
+                let mut low = [simd::wide::zero_ints(); C];
+                if biased {
+                    for j in 0..8 {
+                        let f = simd::wide::load_ints(&bias[b][j]);
+                        for c in 0..C {
+                            low[c] = simd::wide::add_ints(low[c], simd::wide::madd_lanes(f, xs[b][j][c]));
+                        }
+                    }
+                    if !F::MIN {
+                        total = low;
+                    }
+                }
+                for sub in 0..subs {
+                    let s = simd::wide::load_ints(&scale[subs * b + sub]);
+                    let steps = F::SUB / 4;
+                    let run = const {
+                        if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) }
+                    };
+                    let mut partial = [simd::wide::zero_partial(); C];
+                    for step in 0..F::SUB / 4 {
+                        let at = sub * steps + step;
+                        let w = simd::wide::load_panel(&q[b][at]);
+                        for c in 0..C {
+                            let x = simd::wide::splat_four(&xq[b][at][c]);
+                            partial[c] = if F::SIGNED {
+                                simd::wide::step_ss(partial[c], w, x)
+                            } else {
+                                simd::wide::step_us(partial[c], w, x)
+                            };
+                        }
+                        if step + 1 == steps || (step + 1).is_multiple_of(run) {
+                            for c in 0..C {
+                                total[c] = simd::wide::widen(total[c], partial[c], s);
+                                partial[c] = simd::wide::zero_partial();
+                            }
+                        }
+                    }
+                }
+                let wd = simd::wide::load(&d[b]);
+                for c in 0..C {
+                    let dx = simd::wide::splat(xd[b][c]);
+                    acc[c] = simd::wide::fma(simd::wide::mul(wd, dx), simd::wide::from_ints(total[c]), acc[c]);
+                    if F::MIN {
+                        let wm = simd::wide::mul(simd::wide::load(&m[b]), dx);
+                        acc[c] = simd::wide::fnma(wm, simd::wide::from_ints(low[c]), acc[c]);
+                    }
+                }
+            }
+            for c in 0..C {
+                simd::wide::store((&mut y[c * stride..][..L]).try_into().expect("a row of lanes"), acc[c]);
+            }
+        }
+    }
+
+    /// How many rows of weights a panel holds at this level.
+    pub fn lanes() -> usize {
+        simd::wide::LANES
+    }
+}

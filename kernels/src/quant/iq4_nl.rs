@@ -1,0 +1,59 @@
+//! IQ4_NL: 4-bit indices into a fixed table, one scale per 32 weights.
+//!
+//! ```text
+//! d  f16        w[i]    = d·VALUES[qs[i] & 15]
+//! qs [16] u8    w[i+16] = d·VALUES[qs[i] >> 4]        i in 0..16
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+/// The non-linear code book (ggml's `kvalues_iq4nl`), closer together near zero.
+pub(super) static VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+type Block = [u8; 18];
+
+struct Iq4Nl;
+
+impl Blocked for Iq4Nl {
+    type Block = Block;
+    const SIGNED: bool = true;
+    const MAX: u32 = 127;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+}
+
+super::block_kernels!(Iq4Nl, {
+    fn chunk(b: &Block) -> simd::Bytes {
+        simd::lookup(&VALUES, simd::nibbles(b[2..].first_chunk().expect("16 bytes")))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
+        let d = f16_to_f32(half_at(b, 0));
+        for i in 0..16 {
+            out[i] = f32::from(VALUES[usize::from(b[2 + i] & 15)]) * d;
+            out[i + 16] = f32::from(VALUES[usize::from(b[2 + i] >> 4)]) * d;
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "IQ4_NL",
+    id: 20,
+    len: 32,
+    bytes: size_of::<Block>(),
+    grain: Grain::Small,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

@@ -1,0 +1,72 @@
+//! IQ4_XS: 4-bit indices into IQ4_NL's table, a 6-bit scale per 32 weights.
+//!
+//! ```text
+//! d        f16        w = d·(s − 32)·VALUES[index]
+//! scales_h u16        upper two bits of scale j: bits 2j, 2j+1
+//! scales_l [4] u8     low nibble of scale j: nibble j mod 2 of byte j/2
+//! qs       [128] u8   weight 32j + i: low nibble of qs[16j + i]; 32j + 16 + i: high nibble; i in 0..16
+//! ```
+
+use super::iq4_nl::VALUES;
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 136];
+
+struct Iq4Xs;
+
+impl Blocked for Iq4Xs {
+    type Block = Block;
+    const SIGNED: bool = true;
+    const MAX: u32 = 127;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+}
+
+/// The eight scales, still 32 too high.
+#[inline(always)]
+fn six_bits(b: &Block) -> [i8; 8] {
+    let high = half_at(b, 2);
+    core::array::from_fn(|j| (b[4 + j / 2] >> (4 * (j % 2)) & 15) as i8 | ((high >> (2 * j) & 3) << 4) as i8)
+}
+
+super::super_kernels!(Iq4Xs, {
+    fn chunk(b: &Block, j: usize) -> simd::Bytes {
+        simd::lookup(&VALUES, simd::nibbles(b[8 + 16 * j..].first_chunk().expect("16 bytes")))
+    }
+    fn scales(b: &Block) -> (simd::Words, simd::Words) {
+        let s = six_bits(b);
+        let s = simd::widen_signed(core::array::from_fn(|i| s[i / 2] - 32));
+        (s, simd::splat_word(0))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
+        let d = f16_to_f32(half_at(b, 0));
+        let scales = six_bits(b);
+        for i in 0..256 {
+            let (j, l) = (i / 32, i % 32);
+            let index = b[8 + 16 * j + l % 16] >> (4 * (l / 16)) & 15;
+            out[i] = d * f32::from(scales[j] - 32) * f32::from(VALUES[usize::from(index)]);
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "IQ4_XS",
+    id: 23,
+    len: 256,
+    bytes: size_of::<Block>(),
+    grain: Grain::Large,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

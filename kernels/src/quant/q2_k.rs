@@ -1,0 +1,75 @@
+//! Q2_K: 2 bits, a 4-bit scale and minimum per 16 weights.
+//!
+//! ```text
+//! scales [16] u8    per 16 weights: low nibble s, high nibble b
+//! qs     [64] u8    weight 128h + 32t + l, l in 0..32: bits 2t, 2t+1 of qs[32h + l]
+//! d      f16        w = d·s·q − m·b
+//! m      f16
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 84];
+
+struct Q2K;
+
+impl Blocked for Q2K {
+    type Block = Block;
+    const SIGNED: bool = false;
+    const MAX: u32 = 3;
+    const SUB: usize = 16;
+    const MIN: bool = true;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 80)
+    }
+    #[inline(always)]
+    fn m(block: &Block) -> u16 {
+        half_at(block, 82)
+    }
+}
+
+super::super_kernels!(Q2K, {
+    fn chunk(b: &Block, j: usize) -> simd::Bytes {
+        let x = simd::load_bytes(b[16 + 32 * (j / 4)..].first_chunk().expect("32 bytes"));
+        let x = match j % 4 {
+            0 => x,
+            1 => simd::shr_pairs::<2>(x),
+            2 => simd::shr_pairs::<4>(x),
+            _ => simd::shr_pairs::<6>(x),
+        };
+        simd::and(x, simd::splat_byte(3))
+    }
+    fn scales(b: &Block) -> (simd::Words, simd::Words) {
+        let both: [u8; 16] = *b.first_chunk().expect("16 bytes");
+        (simd::widen_unsigned(both.map(|v| v & 15)), simd::widen_unsigned(both.map(|v| v >> 4)))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
+        let (d, m) = (f16_to_f32(half_at(b, 80)), f16_to_f32(half_at(b, 82)));
+        for i in 0..256 {
+            let q = b[16 + 32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 3;
+            let s = b[i / 16];
+            out[i] = d * f32::from(s & 15) * f32::from(q) - m * f32::from(s >> 4);
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q2_K",
+    id: 10,
+    len: 256,
+    bytes: size_of::<Block>(),
+    grain: Grain::Large,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

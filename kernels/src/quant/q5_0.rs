@@ -1,0 +1,61 @@
+//! Q5_0: 5 bits, one scale per 32 weights, symmetric.
+//!
+//! ```text
+//! d  f16        q[i]    = (qs[i] & 15) | bit i of qh << 4
+//! qh [4]  u8    q[i+16] = (qs[i] >> 4) | bit i+16 of qh << 4        i in 0..16
+//! qs [16] u8    w       = d·(q − 16)
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 22];
+
+struct Q5_0;
+
+impl Blocked for Q5_0 {
+    type Block = Block;
+    const SIGNED: bool = false;
+    const MAX: u32 = 31;
+    const OFFSET: i32 = 16;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+}
+
+super::block_kernels!(Q5_0, {
+    fn chunk(b: &Block) -> simd::Bytes {
+        let low = simd::nibbles(b[6..].first_chunk().expect("16 bytes"));
+        let high = simd::bit_mask(u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+        simd::or(low, simd::and(high, simd::splat_byte(16)))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
+        let d = f16_to_f32(half_at(b, 0));
+        let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
+        for i in 0..32 {
+            let low = if i < 16 { b[6 + i] & 15 } else { b[6 + i - 16] >> 4 };
+            let q = i32::from(low) | ((high >> i & 1) << 4) as i32;
+            out[i] = (q - 16) as f32 * d;
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q5_0",
+    id: 6,
+    len: 32,
+    bytes: size_of::<Block>(),
+    grain: Grain::Small,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

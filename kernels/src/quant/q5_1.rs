@@ -1,0 +1,65 @@
+//! Q5_1: 5 bits, scale and minimum per 32 weights.
+//!
+//! ```text
+//! d  f16        q[i]    = (qs[i] & 15) | bit i of qh << 4
+//! m  f16        q[i+16] = (qs[i] >> 4) | bit i+16 of qh << 4        i in 0..16
+//! qh [4]  u8    w       = d·q + m
+//! qs [16] u8
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 24];
+
+struct Q5_1;
+
+impl Blocked for Q5_1 {
+    type Block = Block;
+    const SIGNED: bool = false;
+    const MAX: u32 = 31;
+    const MIN: bool = true;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+    #[inline(always)]
+    fn m(block: &Block) -> u16 {
+        half_at(block, 2)
+    }
+}
+
+super::block_kernels!(Q5_1, {
+    fn chunk(b: &Block) -> simd::Bytes {
+        let low = simd::nibbles(b[8..].first_chunk().expect("16 bytes"));
+        let high = simd::bit_mask(u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+        simd::or(low, simd::and(high, simd::splat_byte(16)))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
+        let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
+        let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+        for i in 0..32 {
+            let low = if i < 16 { b[8 + i] & 15 } else { b[8 + i - 16] >> 4 };
+            out[i] = (u32::from(low) | (high >> i & 1) << 4) as f32 * d + m;
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q5_1",
+    id: 7,
+    len: 32,
+    bytes: size_of::<Block>(),
+    grain: Grain::Small,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

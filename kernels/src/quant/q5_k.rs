@@ -1,0 +1,86 @@
+//! Q5_K: 5 bits, a 6-bit scale and minimum per 32 weights.
+//!
+//! ```text
+//! d      f16
+//! m      f16         w = d·s·q − m·b
+//! scales [12] u8     as in Q4_K
+//! qh     [32] u8     weight 32j + l: bit j of qh[l] is the fifth bit of q
+//! qs     [128] u8    as in Q4_K
+//! ```
+
+use super::q4_k::scales_and_minima;
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 176];
+
+struct Q5K;
+
+impl Blocked for Q5K {
+    type Block = Block;
+    const SIGNED: bool = false;
+    const MAX: u32 = 31;
+    const MIN: bool = true;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+    #[inline(always)]
+    fn m(block: &Block) -> u16 {
+        half_at(block, 2)
+    }
+}
+
+super::super_kernels!(Q5K, {
+    fn chunk(b: &Block, j: usize) -> simd::Bytes {
+        let x = simd::load_bytes(b[48 + 32 * (j / 2)..].first_chunk().expect("32 bytes"));
+        let x = if j % 2 == 0 { x } else { simd::shr_pairs::<4>(x) };
+        // bit j of each byte, moved to bit 4
+        let h =
+            simd::and(simd::load_bytes(b[16..].first_chunk().expect("32 bytes")), simd::splat_byte(1 << j));
+        let h = match j {
+            0 => simd::shl_pairs::<4>(h),
+            1 => simd::shl_pairs::<3>(h),
+            2 => simd::shl_pairs::<2>(h),
+            3 => simd::shl_pairs::<1>(h),
+            4 => h,
+            5 => simd::shr_pairs::<1>(h),
+            6 => simd::shr_pairs::<2>(h),
+            _ => simd::shr_pairs::<3>(h),
+        };
+        simd::or(simd::and(x, simd::splat_byte(15)), h)
+    }
+    fn scales(b: &Block) -> (simd::Words, simd::Words) {
+        let (s, m) = scales_and_minima(b[4..].first_chunk().expect("12 bytes"));
+        let twice = |x: [u8; 8]| core::array::from_fn(|i| x[i / 2]);
+        (simd::widen_unsigned(twice(s)), simd::widen_unsigned(twice(m)))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
+        let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
+        let (s, low) = scales_and_minima(b[4..].first_chunk().expect("12 bytes"));
+        for i in 0..256 {
+            let q = b[48 + 32 * (i / 64) + i % 32] >> (4 * (i / 32 % 2)) & 15;
+            let q = q | (b[16 + i % 32] >> (i / 32) & 1) << 4;
+            out[i] = d * f32::from(s[i / 32]) * f32::from(q) - m * f32::from(low[i / 32]);
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q5_K",
+    id: 13,
+    len: 256,
+    bytes: size_of::<Block>(),
+    grain: Grain::Large,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

@@ -1,0 +1,75 @@
+//! Q6_K: 6 bits, a signed 8-bit scale per 16 weights.
+//!
+//! ```text
+//! ql     [128] u8    weight 128h + 32t + l, l in 0..32: nibble t/2 of ql[64h + 32(t mod 2) + l]
+//! qh     [64] u8     its upper two bits: bits 2t, 2t+1 of qh[32h + l]
+//! scales [16] i8     per 16 weights
+//! d      f16         w = d·s·(q − 32)
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 210];
+
+struct Q6K;
+
+impl Blocked for Q6K {
+    type Block = Block;
+    const SIGNED: bool = false;
+    const MAX: u32 = 63;
+    const OFFSET: i32 = 32;
+    const SUB: usize = 16;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 208)
+    }
+}
+
+super::super_kernels!(Q6K, {
+    fn chunk(b: &Block, j: usize) -> simd::Bytes {
+        let (h, t) = (j / 4, j % 4);
+        let low = simd::load_bytes(b[64 * h + 32 * (t % 2)..].first_chunk().expect("32 bytes"));
+        let low = if t < 2 { low } else { simd::shr_pairs::<4>(low) };
+        let high = simd::load_bytes(b[128 + 32 * h..].first_chunk().expect("32 bytes"));
+        let high = match t {
+            0 => simd::shl_pairs::<4>(high),
+            1 => simd::shl_pairs::<2>(high),
+            2 => high,
+            _ => simd::shr_pairs::<2>(high),
+        };
+        simd::or(simd::and(low, simd::splat_byte(15)), simd::and(high, simd::splat_byte(0x30)))
+    }
+    fn scales(b: &Block) -> (simd::Words, simd::Words) {
+        let s: [u8; 16] = *b[192..].first_chunk().expect("16 bytes");
+        (simd::widen_signed(bytemuck::must_cast(s)), simd::splat_word(0))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
+        let d = f16_to_f32(half_at(b, 208));
+        for i in 0..256 {
+            let (h, t, l) = (i / 128, i / 32 % 4, i % 32);
+            let low = b[64 * h + 32 * (t % 2) + l] >> (4 * (t / 2)) & 15;
+            let q = i32::from(low | (b[128 + 32 * h + l] >> (2 * t) & 3) << 4) - 32;
+            out[i] = d * f32::from(b[192 + i / 16] as i8) * q as f32;
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q6_K",
+    id: 14,
+    len: 256,
+    bytes: size_of::<Block>(),
+    grain: Grain::Large,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

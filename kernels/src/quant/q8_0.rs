@@ -1,0 +1,54 @@
+//! Q8_0: 8 bits, one scale per 32 weights.
+//!
+//! ```text
+//! d  f16        w[i] = d·qs[i]        i in 0..32
+//! qs [32] i8
+//! ```
+
+use super::{Blocked, Format, half_at};
+use crate::acts::{Acts, Grain};
+use crate::half::f16_to_f32;
+use crate::panel::{Panel, PanelMut};
+
+type Block = [u8; 34];
+
+struct Q8_0;
+
+impl Blocked for Q8_0 {
+    type Block = Block;
+    const SIGNED: bool = true;
+    const MAX: u32 = 127;
+    #[inline(always)]
+    fn d(block: &Block) -> u16 {
+        half_at(block, 0)
+    }
+}
+
+super::block_kernels!(Q8_0, {
+    fn chunk(b: &Block) -> simd::Bytes {
+        simd::load_bytes(b[2..].first_chunk().expect("32 bytes"))
+    }
+});
+
+fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
+        let d = f16_to_f32(half_at(b, 0));
+        for i in 0..32 {
+            out[i] = f32::from(b[2 + i] as i8) * d;
+        }
+    }
+}
+
+pub(super) static FORMAT: Format = Format {
+    name: "Q8_0",
+    id: 8,
+    len: 32,
+    bytes: size_of::<Block>(),
+    grain: Grain::Small,
+    decode,
+    encode: |_, _| {},
+    decode_fast,
+    dot,
+    fill,
+    tile,
+};

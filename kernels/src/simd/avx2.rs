@@ -1,0 +1,170 @@
+//! The vocabulary in AVX2, FMA and F16C.
+
+use bytemuck::must_cast;
+use core::arch::x86_64::*;
+
+pub(crate) type Bytes = __m256i;
+pub(crate) type Words = __m256i;
+pub(crate) type Ints = __m256i;
+pub(crate) type Floats = __m256;
+
+macro_rules! words {
+    ($($(#[$m:meta])* fn $name:ident $(<const $n:ident : i32>)? ($($a:ident : $t:ty),*) $(-> $r:ty)? $body:block)*) => {
+        $( $(#[$m])* #[inline] #[target_feature(enable = "avx2,fma,f16c")]
+           pub(crate) fn $name $(<const $n: i32>)? ($($a: $t),*) $(-> $r)? $body )*
+    };
+}
+
+words! {
+    fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+
+    // ---- bytes
+    fn load_bytes(x: &[u8; 32]) -> Bytes { must_cast(*x) }
+    fn load_signed(x: &[i8; 32]) -> Bytes { must_cast(*x) }
+    fn store_bytes(to: &mut [u8; 32], x: Bytes) { *to = must_cast(x); }
+    fn splat_byte(x: u8) -> Bytes { _mm256_set1_epi8(x as i8) }
+    fn join(lo: &[u8; 16], hi: &[u8; 16]) -> Bytes { _mm256_set_m128i(must_cast(*hi), must_cast(*lo)) }
+    fn nibbles(x: &[u8; 16]) -> Bytes {
+        let x: __m128i = must_cast(*x);
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+    }
+    fn and(a: Bytes, b: Bytes) -> Bytes { _mm256_and_si256(a, b) }
+    fn or(a: Bytes, b: Bytes) -> Bytes { _mm256_or_si256(a, b) }
+    fn xor(a: Bytes, b: Bytes) -> Bytes { _mm256_xor_si256(a, b) }
+    fn and_not(a: Bytes, b: Bytes) -> Bytes { _mm256_andnot_si256(b, a) }
+    fn shr_pairs<const N: i32>(a: Bytes) -> Bytes { _mm256_srli_epi16::<N>(a) }
+    fn shl_pairs<const N: i32>(a: Bytes) -> Bytes { _mm256_slli_epi16::<N>(a) }
+    fn bit_mask(bits: u32) -> Bytes {
+        // byte i looks at byte i/8 of the word, then at its bit i%8
+        let place = _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0);
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let x = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), place);
+        _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit)
+    }
+    fn lookup(table: &[i8; 16], index: Bytes) -> Bytes {
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(must_cast(*table)), index)
+    }
+
+    // ---- exact integer products
+    fn dot_us(u: Bytes, s: Bytes) -> Ints { _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)) }
+    fn dot_ss(a: Bytes, b: Bytes) -> Ints { dot_us(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a)) }
+    fn dot_us_scaled(u: Bytes, s: Bytes, scale: Words) -> Ints { _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), scale) }
+    fn dot_ss_scaled(a: Bytes, b: Bytes, scale: Words) -> Ints {
+        dot_us_scaled(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a), scale)
+    }
+    fn madd(a: Words, b: Words) -> Ints { _mm256_madd_epi16(a, b) }
+    fn load_words(x: &[i16; 16]) -> Words { must_cast(*x) }
+    fn widen_signed(x: [i8; 16]) -> Words { _mm256_cvtepi8_epi16(must_cast(x)) }
+    fn widen_unsigned(x: [u8; 16]) -> Words { _mm256_cvtepu8_epi16(must_cast(x)) }
+    fn shl_words<const N: i32>(x: Words) -> Words { _mm256_slli_epi16::<N>(x) }
+    fn sub_words(a: Words, b: Words) -> Words { _mm256_sub_epi16(a, b) }
+    fn mul_words(a: Words, b: Words) -> Words { _mm256_mullo_epi16(a, b) }
+    fn splat_word(x: i16) -> Words { _mm256_set1_epi16(x) }
+    fn store_scale_pairs(to: &mut [u32; 16], x: Words) {
+        let (lo, hi) = (_mm256_unpacklo_epi16(x, x), _mm256_unpackhi_epi16(x, x));
+        let (first, second) = to.split_at_mut(8);
+        let first: &mut [u32; 8] = first.try_into().expect("8 of 16");
+        let second: &mut [u32; 8] = second.try_into().expect("8 of 16");
+        *first = must_cast(_mm256_permute2x128_si256::<0x20>(lo, hi));
+        *second = must_cast(_mm256_permute2x128_si256::<0x31>(lo, hi));
+    }
+    fn scales_of(lo: u32, hi: u32) -> Words {
+        _mm256_blend_epi32::<0xf0>(_mm256_set1_epi32(lo as i32), _mm256_set1_epi32(hi as i32))
+    }
+    fn zero_ints() -> Ints { _mm256_setzero_si256() }
+    fn splat_int(x: i32) -> Ints { _mm256_set1_epi32(x) }
+    fn add_ints(a: Ints, b: Ints) -> Ints { _mm256_add_epi32(a, b) }
+    fn sub_ints(a: Ints, b: Ints) -> Ints { _mm256_sub_epi32(a, b) }
+    fn sum_each(r: [Ints; 8]) -> Ints {
+        let two = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let four = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+        let low = four(two(r[0], r[1]), two(r[2], r[3]));
+        let high = four(two(r[4], r[5]), two(r[6], r[7]));
+        _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+    }
+    fn transpose(r: [Ints; 8]) -> [Ints; 8] {
+        let lo = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
+        let hi = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);
+        let (a, b, c, d) = (lo(0), lo(2), lo(4), lo(6));
+        let (e, f, g, h) = (hi(0), hi(2), hi(4), hi(6));
+        let half = |p, q| (_mm256_unpacklo_epi64(p, q), _mm256_unpackhi_epi64(p, q));
+        let ((c0, c1), (c2, c3)) = (half(a, b), half(e, f));
+        let ((d0, d1), (d2, d3)) = (half(c, d), half(g, h));
+        let low = |p, q| _mm256_permute2x128_si256::<0x20>(p, q);
+        let high = |p, q| _mm256_permute2x128_si256::<0x31>(p, q);
+        [low(c0, d0), low(c1, d1), low(c2, d2), low(c3, d3), high(c0, d0), high(c1, d1), high(c2, d2), high(c3, d3)]
+    }
+    fn as_ints(x: Bytes) -> Ints { x }
+
+    // ---- floats
+    fn zero() -> Floats { _mm256_setzero_ps() }
+    fn splat(x: f32) -> Floats { _mm256_set1_ps(x) }
+    fn load(x: &[f32; 8]) -> Floats { must_cast(*x) }
+    fn store(to: &mut [f32; 8], x: Floats) { *to = must_cast(x); }
+    fn load_f16(x: &[u16; 8]) -> Floats { _mm256_cvtph_ps(must_cast(*x)) }
+    fn store_f16(to: &mut [u16; 8], x: Floats) { *to = must_cast(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)); }
+    fn load_bf16(x: &[u16; 8]) -> Floats {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(must_cast(*x))))
+    }
+    fn load_i8(x: &[i8; 8]) -> Floats {
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(must_cast(*x))))
+    }
+    fn from_ints(x: Ints) -> Floats { _mm256_cvtepi32_ps(x) }
+    fn round_ints(x: Floats) -> Ints { _mm256_cvtps_epi32(x) }
+    fn add(a: Floats, b: Floats) -> Floats { _mm256_add_ps(a, b) }
+    fn sub(a: Floats, b: Floats) -> Floats { _mm256_sub_ps(a, b) }
+    fn mul(a: Floats, b: Floats) -> Floats { _mm256_mul_ps(a, b) }
+    fn div(a: Floats, b: Floats) -> Floats { _mm256_div_ps(a, b) }
+    fn sqrt(a: Floats) -> Floats { _mm256_sqrt_ps(a) }
+    fn fma(a: Floats, b: Floats, c: Floats) -> Floats { _mm256_fmadd_ps(a, b, c) }
+    fn fnma(a: Floats, b: Floats, c: Floats) -> Floats { _mm256_fnmadd_ps(a, b, c) }
+    fn max(a: Floats, b: Floats) -> Floats { _mm256_max_ps(a, b) }
+    fn min(a: Floats, b: Floats) -> Floats { _mm256_min_ps(a, b) }
+    fn abs(a: Floats) -> Floats { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+    fn exp2_int(n: Ints) -> Floats {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
+    }
+    fn sum(x: Floats) -> f32 {
+        let q = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+        _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
+    }
+    fn largest(x: Floats) -> f32 {
+        let q = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+        _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
+    }
+}
+
+/// The same words at this level's full width, which is the same width.
+pub(crate) mod wide {
+    pub(crate) use super::*;
+
+    pub(crate) const LANES: usize = 8;
+    pub(crate) const COLUMNS: usize = 4;
+    pub(crate) const SIGNED_OFFSET: i32 = 0;
+    /// Pair sums of weights up to `max` and activations up to 127 stay within i16 for this many steps.
+    pub(crate) const fn steps(max: u32) -> usize {
+        (32_767 / (max * 127 * 2)) as usize
+    }
+    /// 16-bit pair sums, not yet widened.
+    pub(crate) type Partial = __m256i;
+
+    words! {
+        fn load_panel(x: &[u8; 32]) -> Bytes { must_cast(*x) }
+        fn splat_four(x: &[i8; 4]) -> Bytes { _mm256_set1_epi32(must_cast(*x)) }
+        fn zero_partial() -> Partial { _mm256_setzero_si256() }
+        fn step_us(acc: Partial, u: Bytes, s: Bytes) -> Partial { _mm256_add_epi16(acc, _mm256_maddubs_epi16(u, s)) }
+        fn step_ss(acc: Partial, a: Bytes, b: Bytes) -> Partial {
+            _mm256_add_epi16(acc, _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a)))
+        }
+        fn widen(total: Ints, partial: Partial, scale: Ints) -> Ints {
+            _mm256_add_epi32(total, _mm256_madd_epi16(partial, scale))
+        }
+        fn widen_plain(total: Ints, partial: Partial) -> Ints { widen(total, partial, _mm256_set1_epi16(1)) }
+        fn scale_lane(pair: u32) -> i32 { pair as i32 }
+        fn load_ints(x: &[i32; 8]) -> Ints { must_cast(*x) }
+        fn madd_lanes(pairs: Ints, two: i32) -> Ints { _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)) }
+        fn mul_int(a: Ints, b: i32) -> Ints { _mm256_mullo_epi32(a, _mm256_set1_epi32(b)) }
+    }
+}

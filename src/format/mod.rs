@@ -1,0 +1,1 @@
+//! Bytes on disk: GGUF files, and writing files so that nothing is ever half there.

@@ -1,0 +1,2 @@
+//! The `onlay` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Row views, frozen matrices, mapped weights, frames, the thread team.
