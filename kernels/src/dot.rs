@@ -13,21 +13,11 @@
 //! `w`: r rows of `row_bytes`; `x`: at most [`COLUMNS`] rows in the row layout; `y[c·stride + r]`.
 
 use crate::acts::{Acts, both};
+use crate::count::{Count, Four, One, Three, Two};
 use crate::quant::Blocked;
 
 /// The most rows of activations one call takes.
 pub const COLUMNS: usize = 4;
-
-/// A number of columns known at compile time.
-pub(crate) trait Count {
-    const N: usize;
-}
-macro_rules! counts { ($($name:ident = $n:literal)*) => { $(
-    #[derive(Clone, Copy)]
-    pub(crate) struct $name;
-    impl Count for $name { const N: usize = $n; }
-)* } }
-counts! { One = 1 Two = 2 Three = 3 Four = 4 }
 
 levels! {
     {

@@ -126,7 +126,8 @@ macro_rules! levels {
            $(-> $r:ty)? $body:block )*
     ]) => {
         #[doc(hidden)]
-        #[allow(unused_imports, dead_code, missing_docs)]
+        // A function with target features is not a closure, whatever clippy thinks.
+        #[allow(unused_imports, dead_code, missing_docs, clippy::redundant_closure)]
         pub(crate) mod $level {
             use super::*;
             use $crate::simd::$level as simd;

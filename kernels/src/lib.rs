@@ -28,12 +28,22 @@
 #[macro_use]
 mod level;
 pub mod acts;
+pub mod adam;
+pub mod attention;
+mod count;
 mod decode;
+pub mod dense;
 pub mod dot;
+pub mod gate;
+pub mod gemm;
 pub mod half;
+pub mod math;
+pub mod norm;
 pub mod panel;
 pub mod quant;
+pub mod rope;
 pub(crate) mod simd;
+pub mod softmax;
 
 /// One level's view of the rooms whose kernels are built from each other.
 pub(crate) mod at {
@@ -42,6 +52,8 @@ pub(crate) mod at {
         pub(crate) mod $level {
             pub(crate) use crate::decode::$level as decode;
             pub(crate) use crate::dot::$level as dot;
+            pub(crate) use crate::gemm::$level as gemm;
+            pub(crate) use crate::math::$level as math;
             pub(crate) use crate::panel::$level as panel;
         }
     )* } }

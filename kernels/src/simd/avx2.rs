@@ -142,6 +142,7 @@ pub(crate) mod wide {
 
     pub(crate) const LANES: usize = 8;
     pub(crate) const COLUMNS: usize = 4;
+    pub(crate) const ROWS: usize = 6;
     pub(crate) const SIGNED_OFFSET: i32 = 0;
     /// Pair sums of weights up to `max` and activations up to 127 stay within i16 for this many steps.
     pub(crate) const fn steps(max: u32) -> usize {

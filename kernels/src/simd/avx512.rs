@@ -30,6 +30,7 @@ pub(crate) mod wide {
 
     pub(crate) const LANES: usize = 16;
     pub(crate) const COLUMNS: usize = 8;
+    pub(crate) const ROWS: usize = 12;
     /// The byte product takes unsigned weights: signed ones are laid down 128 higher.
     pub(crate) const SIGNED_OFFSET: i32 = 128;
     pub(crate) const fn steps(_max: u32) -> usize {

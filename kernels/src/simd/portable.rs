@@ -234,6 +234,8 @@ pub(crate) mod wide {
     pub(crate) const LANES: usize = 8;
     /// Columns of an integer tile.
     pub(crate) const COLUMNS: usize = 4;
+    /// Rows of a float tile ([`crate::gemm`]).
+    pub(crate) const ROWS: usize = 4;
     /// What is added to signed weights when they are laid into a panel.
     pub(crate) const SIGNED_OFFSET: i32 = 0;
     /// How many products with weights up to `max` may be added before they must be widened.

@@ -1,0 +1,303 @@
+//! Attention over tiles of [`TILE`] keys with a running softmax (Milakov, Gimelshein, "Online normalizer calculation
+//! for softmax", 2018; Dao et al., "FlashAttention", 2022), and its gradient.
+//!
+//! A tile begins at a position that is a multiple of [`TILE`], whatever the query; so a query's result is the same
+//! sequence of operations in a prompt, in pieces of it, or alone.
+//!
+//! # Forward, per query row, over tiles in order
+//! ```text
+//! s_j = scale·Σ_d q_d·k_jd               (j ≤ the query's position; others do not count)
+//! m′ = max(m, max_j s_j)     c = e^{m − m′}     p_j = e^{s_j − m′}
+//! l ← c·l + Σ_j p_j          o ← c·o + Σ_j p_j·v_j
+//! ```
+//! and at the end `o ← o / l`, `L = m + ln l`.
+//!
+//! # Backward, per tile, with P = e^{s − L} and D = Σ_d do_d·o_d
+//! ```text
+//! dv_j += Σ_i P_ij·do_i        dS_ij = scale·P_ij·(Σ_d do_id·v_jd − D_i)
+//! dq_i += Σ_j dS_ij·k_j        dk_j += Σ_i dS_ij·q_i
+//! ```
+//!
+//! # Shapes
+//! `q, o, do, dq [rows][head]`; a tile of keys `k [TILE][head]` and transposed `kt [head][TILE]`, of values
+//! `v [TILE][head]`, `vt [head][TILE]`; `valid[row]`: how many keys of this tile the row sees.
+
+/// Keys per tile.
+pub const TILE: usize = 64;
+
+/// The most query rows one call takes.
+pub const ROWS: usize = 48;
+
+/// What a query row remembers between tiles.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Running {
+    /// The largest score so far.
+    pub m: f32,
+    /// The sum of e^{s − m}.
+    pub l: f32,
+}
+
+impl Running {
+    /// Before the first key.
+    pub const START: Running = Running { m: f32::NEG_INFINITY, l: 0.0 };
+
+    /// log Σ e^s.
+    pub fn log_sum(self) -> f32 {
+        self.m + self.l.ln()
+    }
+}
+
+/// Memory for one call, allocated once per worker.
+#[derive(Debug)]
+pub struct Scratch {
+    s: Vec<f32>,
+    p: Vec<f32>,
+    packed: Vec<f32>,
+}
+
+impl Scratch {
+    /// Enough for heads up to `head` wide.
+    pub fn new(head: usize) -> Self {
+        let longest = head.max(TILE).max(ROWS);
+        Scratch { s: vec![0.0; ROWS * TILE], p: vec![0.0; ROWS * TILE], packed: vec![0.0; longest * 16] }
+    }
+}
+
+/// One tile of keys and values as f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys<'a> {
+    /// `[head][TILE]`
+    pub kt: &'a [f32],
+    /// `[TILE][head]`
+    pub v: &'a [f32],
+}
+
+/// What the gradient needs besides [`Keys`].
+#[derive(Clone, Copy, Debug)]
+pub struct KeysBack<'a> {
+    /// `[head][TILE]`
+    pub kt: &'a [f32],
+    /// `[TILE][head]`
+    pub k: &'a [f32],
+    /// `[head][TILE]`
+    pub vt: &'a [f32],
+}
+
+/// The query side of the gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryBack<'a> {
+    /// `[rows][head]`
+    pub q: &'a [f32],
+    /// Gradient of the output, `[rows][head]`.
+    pub d_out: &'a [f32],
+    /// log Σ e^s of each row.
+    pub log_sum: &'a [f32],
+    /// Σ do·o of each row.
+    pub delta: &'a [f32],
+    /// Keys of this tile that each row sees.
+    pub valid: &'a [usize],
+}
+
+levels! {
+    {
+        /// `c [m][n] += a [m][k] · b [k][n]`, in groups of packed rows; `a[i][p]` at `a[i·row + p·step]`.
+        fn multiply(a: &[f32], row: usize, step: usize, m: usize, k: usize, b: &[f32], n: usize, c: &mut [f32],
+                    packed: &mut [f32]) {
+            let group = simd::wide::ROWS;
+            for first in (0..m).step_by(group) {
+                let rows = group.min(m - first);
+                at::gemm::pack(&a[first * row..], row, step, rows, k, 1.0, packed);
+                at::gemm::add(rows, n, &packed[..k * group], b, n, &mut c[first * n..], n);
+            }
+        }
+
+        fn scale_row(x: &mut [f32], by: f32) {
+            for v in x {
+                *v *= by;
+            }
+        }
+    }
+
+    /// Takes `rows` query rows over one tile.
+    pub fn forward(head: usize, scale: f32, q: &[f32], keys: Keys<'_>, valid: &[usize], state: &mut [Running],
+                   o: &mut [f32], scratch: &mut Scratch) {
+        const LANES: usize = simd::wide::LANES;
+        let rows = valid.len();
+        let s = &mut scratch.s[..rows * TILE];
+        s.fill(0.0);
+        multiply(q, head, 1, rows, head, keys.kt, TILE, s, &mut scratch.packed);
+        for i in 0..rows {
+            let s: &mut [f32; TILE] = (&mut s[i * TILE..][..TILE]).try_into().expect("a tile of scores");
+            for v in s.iter_mut() {
+                *v *= scale;
+            }
+            s[valid[i]..].fill(f32::NEG_INFINITY);
+            let (lanes, _) = s.as_chunks_mut::<LANES>();
+            let mut top = simd::wide::splat(state[i].m);
+            for v in lanes.iter() {
+                top = simd::wide::max(top, simd::wide::load(v));
+            }
+            let m = simd::wide::largest(top);
+            if valid[i] == 0 {
+                s.fill(0.0);
+                continue;
+            }
+            let shift = simd::wide::splat(m);
+            for v in lanes.iter_mut() {
+                simd::wide::store(v, at::math::exp(simd::wide::sub(simd::wide::load(v), shift)));
+            }
+            // e^{−∞} is clamped, not zero
+            s[valid[i]..].fill(0.0);
+            let mut sum = simd::wide::zero();
+            for v in s.as_chunks::<LANES>().0 {
+                sum = simd::wide::add(sum, simd::wide::load(v));
+            }
+            let sum = simd::wide::sum(sum);
+            if m > state[i].m {
+                let c: [f32; LANES] = bytemuck::must_cast(at::math::exp(simd::wide::splat(state[i].m - m)));
+                let c = if state[i].l == 0.0 { 0.0 } else { c[0] };
+                state[i].l = state[i].l * c + sum;
+                scale_row(&mut o[i * head..(i + 1) * head], c);
+                state[i].m = m;
+            } else {
+                state[i].l += sum;
+            }
+        }
+        multiply(s, TILE, 1, rows, TILE, keys.v, head, o, &mut scratch.packed);
+    }
+
+    /// Divides the outputs by their sums.
+    pub fn finish(head: usize, state: &[Running], o: &mut [f32]) {
+        for (state, o) in state.iter().zip(o.chunks_exact_mut(head)) {
+            scale_row(o, 1.0 / state.l);
+        }
+    }
+
+    /// Adds one tile's share to `dq [rows][head]`, `dk [TILE][head]`, `dv [TILE][head]`.
+    pub fn backward(head: usize, scale: f32, query: QueryBack<'_>, keys: KeysBack<'_>, dq: &mut [f32],
+                    dk: &mut [f32], dv: &mut [f32], scratch: &mut Scratch) {
+        const LANES: usize = simd::wide::LANES;
+        let rows = query.valid.len();
+        let (s, p) = (&mut scratch.s[..rows * TILE], &mut scratch.p[..rows * TILE]);
+        s.fill(0.0);
+        p.fill(0.0);
+        multiply(query.q, head, 1, rows, head, keys.kt, TILE, p, &mut scratch.packed);
+        multiply(query.d_out, head, 1, rows, head, keys.vt, TILE, s, &mut scratch.packed);
+        for i in 0..rows {
+            let (p, s) = (&mut p[i * TILE..][..TILE], &mut s[i * TILE..][..TILE]);
+            let (log_sum, delta) = (simd::wide::splat(query.log_sum[i]), simd::wide::splat(query.delta[i]));
+            let by = simd::wide::splat(scale);
+            let (pl, _) = p.as_chunks_mut::<LANES>();
+            let (sl, _) = s.as_chunks_mut::<LANES>();
+            for (p, s) in pl.iter_mut().zip(sl) {
+                let score = simd::wide::mul(simd::wide::load(p), by);
+                let weight = at::math::exp(simd::wide::sub(score, log_sum));
+                let d = simd::wide::sub(simd::wide::load(s), delta);
+                simd::wide::store(p, weight);
+                simd::wide::store(s, simd::wide::mul(simd::wide::mul(weight, d), by));
+            }
+            p[query.valid[i]..].fill(0.0);
+            s[query.valid[i]..].fill(0.0);
+        }
+        multiply(s, TILE, 1, rows, TILE, keys.k, head, dq, &mut scratch.packed);
+        multiply(p, 1, TILE, TILE, rows, query.d_out, head, dv, &mut scratch.packed);
+        multiply(s, 1, TILE, TILE, rows, query.q, head, dk, &mut scratch.packed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Level;
+
+    fn wave(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37 + seed * 101) % 211) as f32 / 105.0 - 1.0).collect()
+    }
+    fn transposed(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+        (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+    }
+
+    /// Plain attention in f64: output and loss = Σ out·g, over `n` keys, row i seeing `sees(i)`.
+    fn plain(head: usize, scale: f64, q: &[f64], k: &[f64], v: &[f64], sees: usize) -> Vec<f64> {
+        let s: Vec<f64> =
+            (0..sees).map(|j| scale * (0..head).map(|d| q[d] * k[j * head + d]).sum::<f64>()).collect();
+        let m = s.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = s.iter().map(|s| (s - m).exp()).sum();
+        (0..head).map(|d| (0..sees).map(|j| (s[j] - m).exp() / sum * v[j * head + d]).sum()).collect()
+    }
+
+    #[test]
+    fn forward_equals_f64_and_backward_equals_differences() {
+        for level in Level::available() {
+            for (head, rows, n) in [(16, 3, 20), (64, 5, 130), (80, 1, 65)] {
+                let scale = 1.0 / (head as f32).sqrt();
+                let tiles = n / TILE + 1;
+                let (q, g) = (wave(rows * head, 1), wave(rows * head, 4));
+                let (mut k, mut v) = (wave(tiles * TILE * head, 2), wave(tiles * TILE * head, 3));
+                // row i sees i + n − rows + 1 keys
+                let sees: Vec<usize> = (0..rows).map(|i| n - rows + 1 + i).collect();
+                k[n * head..].fill(9.0); // beyond the last key: must not count
+                v[n * head..].fill(9.0);
+                let mut scratch = Scratch::new(head);
+                let mut state = vec![Running::START; rows];
+                let mut o = vec![0.0; rows * head];
+                let tile = |x: &[f32], t: usize| x[t * TILE * head..(t + 1) * TILE * head].to_vec();
+                let valid =
+                    |t: usize| sees.iter().map(|s| s.saturating_sub(t * TILE).min(TILE)).collect::<Vec<_>>();
+                for t in 0..tiles {
+                    let keys = Keys { kt: &transposed(&tile(&k, t), TILE, head), v: &tile(&v, t) };
+                    forward(level, head, scale, &q, keys, &valid(t), &mut state, &mut o, &mut scratch);
+                }
+                finish(level, head, &state, &mut o);
+                let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+                let (q6, k6, v6) = (wide(&q), wide(&k), wide(&v));
+                let total = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+                    (0..rows)
+                        .map(|i| {
+                            let o =
+                                plain(head, f64::from(scale), &q[i * head..(i + 1) * head], k, v, sees[i]);
+                            o.iter().zip(&g[i * head..]).map(|(o, g)| o * f64::from(*g)).sum::<f64>()
+                        })
+                        .sum()
+                };
+                for i in 0..rows {
+                    let want = plain(head, f64::from(scale), &q6[i * head..], &k6, &v6, sees[i]);
+                    for (a, b) in o[i * head..].iter().zip(want) {
+                        assert!((f64::from(*a) - b).abs() < 1e-5, "{level:?} {a} {b}");
+                    }
+                }
+                let log_sum: Vec<f32> = state.iter().map(|s| s.log_sum()).collect();
+                let delta: Vec<f32> =
+                    (0..rows).map(|i| (0..head).map(|d| o[i * head + d] * g[i * head + d]).sum()).collect();
+                let mut dq = vec![0.0; rows * head];
+                let (mut dk, mut dv) = (vec![0.0; k.len()], vec![0.0; v.len()]);
+                for t in 0..tiles {
+                    let (kt, vt) =
+                        (transposed(&tile(&k, t), TILE, head), transposed(&tile(&v, t), TILE, head));
+                    let keys = KeysBack { kt: &kt, k: &tile(&k, t), vt: &vt };
+                    let valid = valid(t);
+                    let query =
+                        QueryBack { q: &q, d_out: &g, log_sum: &log_sum, delta: &delta, valid: &valid };
+                    let at = t * TILE * head;
+                    let (dk, dv) = (&mut dk[at..at + TILE * head], &mut dv[at..at + TILE * head]);
+                    backward(level, head, scale, query, keys, &mut dq, dk, dv, &mut scratch);
+                }
+                let h = 1e-5;
+                let check = |which: usize, grad: &[f32], count: usize| {
+                    for i in (0..count).step_by(count / 23 + 1) {
+                        let (mut a, mut b) =
+                            ([q6.clone(), k6.clone(), v6.clone()], [q6.clone(), k6.clone(), v6.clone()]);
+                        a[which][i] += h;
+                        b[which][i] -= h;
+                        let want = (total(&a[0], &a[1], &a[2]) - total(&b[0], &b[1], &b[2])) / (2.0 * h);
+                        assert!((f64::from(grad[i]) - want).abs() < 2e-5, "{which} {i} {} {want}", grad[i]);
+                    }
+                };
+                check(0, &dq, rows * head);
+                check(1, &dk, n * head);
+                check(2, &dv, n * head);
+                assert!(dk[n * head..].iter().chain(&dv[n * head..]).all(|v| *v == 0.0));
+            }
+        }
+    }
+}

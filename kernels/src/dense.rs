@@ -1,0 +1,140 @@
+//! Unquantized weights (F32, F16, BF16) times rows of f32 activations.
+//!
+//! # Forward
+//! ```text
+//! y[c][r] = tree( a_0 … a_{L−1} )     a_j = Σ over k ≡ j (mod L), in order, fused, of w[r][k]·x[c][k]
+//! ```
+//! with L the level's lanes and the tree of `simd::wide::sum`: one sequence of operations per output, however many
+//! rows and columns are computed together. Conversions to f32 are exact.
+//!
+//! # Shapes
+//! `w`: r rows of k elements, `row_bytes` apart; `x [n][k]`; `y[c·stride + r]`, overwritten.
+
+use crate::count::{Count, Four, One, Two};
+
+/// How an unquantized weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dense {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of a binary32.
+    Bf16,
+}
+
+impl Dense {
+    /// Bytes per weight.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Dense::F32 => 4,
+            Dense::F16 | Dense::Bf16 => 2,
+        }
+    }
+}
+
+/// The last `x.len()` < N elements and zeros.
+fn padded<T: bytemuck::Pod, const N: usize>(x: &[T]) -> [T; N] {
+    let mut full = [T::zeroed(); N];
+    full[..x.len()].copy_from_slice(x);
+    full
+}
+
+levels! {
+    {
+        fn rows_of[T: bytemuck::Pod, L: Fn(&[T; simd::wide::LANES]) -> simd::wide::Floats, R: Count, C: Count](
+            w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize, load: L) {
+            const LANES: usize = simd::wide::LANES;
+            let rows = w.len() / row_bytes;
+            for (group, w) in w.chunks(R::N * row_bytes).enumerate() {
+                let n = w.len() / row_bytes;
+                let row: [(&[[T; LANES]], &[T]); 4] = core::array::from_fn(|i| {
+                    bytemuck::cast_slice::<u8, T>(&w[i.min(n - 1).min(R::N - 1) * row_bytes..][..row_bytes])[..k]
+                        .as_chunks::<LANES>()
+                });
+                let column: [(&[[f32; LANES]], &[f32]); 4] =
+                    core::array::from_fn(|c| x[c.min(C::N - 1) * k..][..k].as_chunks::<LANES>());
+                let len = k / LANES;
+                let body: [&[[T; LANES]]; 4] = core::array::from_fn(|i| &row[i].0[..len]);
+                let xs: [&[[f32; LANES]]; 4] = core::array::from_fn(|c| &column[c].0[..len]);
+                let mut acc = [[simd::wide::zero(); 4]; 4];
+                for i in 0..len {
+                    let mut x = [simd::wide::zero(); 4];
+                    for c in 0..C::N {
+                        x[c] = simd::wide::load(&xs[c][i]);
+                    }
+                    for r in 0..R::N {
+                        let w = load(&body[r][i]);
+                        for c in 0..C::N {
+                            acc[r][c] = simd::wide::fma(w, x[c], acc[r][c]);
+                        }
+                    }
+                }
+                if k % LANES != 0 {
+                    for r in 0..R::N {
+                        let w = load(&padded(row[r].1));
+                        for c in 0..C::N {
+                            acc[r][c] = simd::wide::fma(w, simd::wide::load(&padded(column[c].1)), acc[r][c]);
+                        }
+                    }
+                }
+                for r in 0..n {
+                    for c in 0..C::N {
+                        y[c * stride + group * R::N + r] = simd::wide::sum(acc[r][c]);
+                    }
+                }
+            }
+            debug_assert!(y.len() >= rows);
+        }
+
+        fn of[T: bytemuck::Pod, L: Fn(&[T; simd::wide::LANES]) -> simd::wide::Floats](
+            w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize, load: L) {
+            let n = x.len() / k;
+            let mut c = 0;
+            while c < n {
+                let (x, y) = (&x[c * k..], &mut y[c * stride..]);
+                if n - c >= 4 && simd::wide::LANES == 16 {
+                    rows_of::<T, _, Four, Four>(w, row_bytes, x, k, y, stride, |v| load(v));
+                    c += 4;
+                } else if n - c >= 2 {
+                    rows_of::<T, _, Four, Two>(w, row_bytes, x, k, y, stride, |v| load(v));
+                    c += 2;
+                } else {
+                    rows_of::<T, _, Four, One>(w, row_bytes, x, k, y, stride, |v| load(v));
+                    c += 1;
+                }
+            }
+        }
+    }
+
+    /// `y = x·Wᵀ` for rows of `dense` weights.
+    pub fn product(dense: Dense, w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize) {
+        match dense {
+            Dense::F32 => of::<f32, _>(w, row_bytes, x, k, y, stride, |v| simd::wide::load(v)),
+            Dense::F16 => of::<u16, _>(w, row_bytes, x, k, y, stride, |v| simd::wide::load_f16(v)),
+            Dense::Bf16 => of::<u16, _>(w, row_bytes, x, k, y, stride, |v| simd::wide::load_bf16(v)),
+        }
+    }
+
+    /// Dense weights to f32; exact.
+    pub fn decode(dense: Dense, w: &[u8], out: &mut [f32]) {
+        const LANES: usize = simd::wide::LANES;
+        match dense {
+            Dense::F32 => out.copy_from_slice(bytemuck::cast_slice(&w[..4 * out.len()])),
+            Dense::F16 | Dense::Bf16 => {
+                let wide = |v: &[u16; LANES]| {
+                    if dense == Dense::F16 { simd::wide::load_f16(v) } else { simd::wide::load_bf16(v) }
+                };
+                let (w, rest) = bytemuck::cast_slice::<u8, u16>(w).as_chunks::<LANES>();
+                let (out, tail) = out.as_chunks_mut::<LANES>();
+                for (w, out) in w.iter().zip(out) {
+                    simd::wide::store(out, wide(w));
+                }
+                if !tail.is_empty() {
+                    let full: [f32; LANES] = bytemuck::must_cast(wide(&padded(rest)));
+                    tail.copy_from_slice(&full[..tail.len()]);
+                }
+            }
+        }
+    }
+}
