@@ -1,0 +1,242 @@
+//! Rows of f32: views, and cutting one matrix into blocks that several workers write at once.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// `rows` rows of `cols` numbers, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    cols: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A view of whole rows. Panics if `data` does not divide into rows of `cols`.
+    pub fn new(data: &'a [f32], cols: usize) -> Self {
+        assert!(cols > 0 && data.len() % cols == 0, "{} numbers are not rows of {cols}", data.len());
+        Mat { data, cols }
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        self.data.len() / self.cols
+    }
+
+    /// Numbers in a row.
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// One row.
+    pub fn row(self, i: usize) -> &'a [f32] {
+        &self.data[i * self.cols..(i + 1) * self.cols]
+    }
+
+    /// Some rows.
+    pub fn part(self, rows: Range<usize>) -> Mat<'a> {
+        Mat { data: &self.data[rows.start * self.cols..rows.end * self.cols], cols: self.cols }
+    }
+
+    /// All numbers, row after row.
+    pub fn data(self) -> &'a [f32] {
+        self.data
+    }
+}
+
+/// [`Mat`], writable.
+#[derive(Debug)]
+pub struct MatMut<'a> {
+    data: &'a mut [f32],
+    cols: usize,
+}
+
+impl<'a> MatMut<'a> {
+    /// A view of whole rows. Panics if `data` does not divide into rows of `cols`.
+    pub fn new(data: &'a mut [f32], cols: usize) -> Self {
+        assert!(cols > 0 && data.len() % cols == 0, "{} numbers are not rows of {cols}", data.len());
+        MatMut { data, cols }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.cols
+    }
+
+    /// Numbers in a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One row.
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[i * self.cols..(i + 1) * self.cols]
+    }
+
+    /// The same rows for a shorter while.
+    pub fn again(&mut self) -> MatMut<'_> {
+        MatMut { data: self.data, cols: self.cols }
+    }
+
+    /// Some rows.
+    pub fn part(self, rows: Range<usize>) -> MatMut<'a> {
+        MatMut { data: &mut self.data[rows.start * self.cols..rows.end * self.cols], cols: self.cols }
+    }
+
+    /// For reading.
+    pub fn view(&self) -> Mat<'_> {
+        Mat { data: self.data, cols: self.cols }
+    }
+
+    /// All numbers, row after row.
+    pub fn data(self) -> &'a mut [f32] {
+        self.data
+    }
+}
+
+/// A rectangle of a matrix that one worker holds alone.
+#[derive(Debug)]
+pub struct Block<'a> {
+    at: *mut f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    matrix: PhantomData<&'a mut [f32]>,
+}
+
+impl Block<'_> {
+    /// Rows of the rectangle.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its part of row `i`.
+    #[allow(unsafe_code)]
+    pub fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row {i} of a block of {}", self.rows);
+        // SAFETY: `Grid::next` made this rectangle inside one live matrix and gives every rectangle out once, so
+        // these `cols` numbers of row i are in bounds and nobody else reaches them while the block lives.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(i * self.stride), self.cols) }
+    }
+}
+
+/// N matrices with the same rows, cut into row ranges × column widths; workers take the blocks one by one.
+///
+/// Block (r, c) holds rows `ranges[r]` and, of matrix m, columns `c·width[m] ..` (fewer in the last).
+#[derive(Debug)]
+pub struct Grid<'a, const N: usize> {
+    at: [*mut f32; N],
+    cols: [usize; N],
+    width: [usize; N],
+    across: usize,
+    ranges: &'a [Range<usize>],
+    taken: AtomicUsize,
+    matrices: PhantomData<&'a mut [f32]>,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: the pointers stand for matrices borrowed mutably for 'a, and `next` gives each part out only once, so
+// sharing the grid shares no number.
+unsafe impl<const N: usize> Sync for Grid<'_, N> {}
+
+impl<'a, const N: usize> Grid<'a, N> {
+    /// Cuts `matrices` at `ranges` of rows (ascending, not overlapping) and every `width[m]` columns.
+    ///
+    /// # Panics
+    /// If ranges overlap or leave a matrix, or the matrices do not have the same number of blocks across.
+    pub fn new(matrices: [MatMut<'a>; N], ranges: &'a [Range<usize>], width: [usize; N]) -> Self {
+        let mut end = 0;
+        for r in ranges {
+            assert!(end <= r.start && r.start <= r.end, "row ranges must ascend");
+            end = r.end;
+        }
+        let cols = std::array::from_fn(|m: usize| matrices[m].cols());
+        let across: [usize; N] = std::array::from_fn(|m| cols[m].div_ceil(width[m]));
+        for m in 0..N {
+            assert!(end <= matrices[m].rows(), "rows 0..{end} of a matrix with {}", matrices[m].rows());
+            assert_eq!(across[m], across[0], "the matrices of a grid have the same blocks across");
+        }
+        Grid {
+            at: matrices.map(|m| m.data().as_mut_ptr()),
+            cols,
+            width,
+            across: across[0],
+            ranges,
+            taken: AtomicUsize::new(0),
+            matrices: PhantomData,
+        }
+    }
+
+    /// How many blocks there are.
+    pub fn len(&self) -> usize {
+        self.ranges.len() * self.across
+    }
+
+    /// Whether there is nothing to take.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The next block nobody has: its row range's number, its first columns, and its rectangle of every matrix.
+    /// Blocks come column by column, so that neighbours in time share columns.
+    #[allow(unsafe_code)]
+    pub fn next(&self) -> Option<(usize, [usize; N], [Block<'a>; N])> {
+        let i = self.taken.fetch_add(1, Ordering::Relaxed);
+        if i >= self.len() {
+            return None;
+        }
+        let (c, r) = (i / self.ranges.len(), i % self.ranges.len());
+        let first: [usize; N] = std::array::from_fn(|m| c * self.width[m]);
+        let rows = &self.ranges[r];
+        let blocks = std::array::from_fn(|m| Block {
+            // SAFETY: row `rows.start` ≤ the matrix's rows and column `first` < its columns, by `new`; an offset of
+            // at most the matrix's length stays in its allocation.
+            at: unsafe { self.at[m].add(rows.start * self.cols[m] + first[m]) },
+            stride: self.cols[m],
+            rows: rows.len(),
+            cols: self.width[m].min(self.cols[m] - first[m]),
+            matrix: PhantomData,
+        });
+        Some((r, first, blocks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_belongs_to_one_block() {
+        let (mut a, mut b) = (vec![0.0; 7 * 10], vec![0.0; 7 * 5]);
+        let ranges = [0..3, 3..4, 5..7];
+        let grid = Grid::new([MatMut::new(&mut a, 10), MatMut::new(&mut b, 5)], &ranges, [4, 2]);
+        assert_eq!(grid.len(), 9);
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    while let Some((_, _, mut blocks)) = grid.next() {
+                        for block in &mut blocks {
+                            for i in 0..block.rows() {
+                                block.row(i).iter_mut().for_each(|v| *v += 1.0);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        for (i, v) in a.iter().enumerate() {
+            assert_eq!(*v, if i / 10 == 4 { 0.0 } else { 1.0 });
+        }
+        for (i, v) in b.iter().enumerate() {
+            assert_eq!(*v, if i / 5 == 4 { 0.0 } else { 1.0 });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "ascend")]
+    fn overlapping_ranges_are_refused() {
+        let mut a = vec![0.0; 20];
+        let ranges = [0..2, 1..2];
+        let _ = Grid::new([MatMut::new(&mut a, 10)], &ranges, [4]);
+    }
+}
