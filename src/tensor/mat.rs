@@ -201,6 +201,45 @@ impl<'a, const N: usize> Grid<'a, N> {
     }
 }
 
+/// N slices of one length cut into pieces of equal size (the last may be shorter); workers take the pieces one by one.
+#[derive(Debug)]
+pub struct Chunks<'a, T, const N: usize> {
+    at: [*mut T; N],
+    len: usize,
+    size: usize,
+    taken: AtomicUsize,
+    slices: PhantomData<&'a mut [T]>,
+}
+
+#[allow(unsafe_code)]
+// SAFETY: the pointers stand for slices borrowed mutably for 'a, and `next` gives each piece out only once.
+unsafe impl<T: Send, const N: usize> Sync for Chunks<'_, T, N> {}
+
+impl<'a, T, const N: usize> Chunks<'a, T, N> {
+    /// Cuts `slices` into pieces of `size`. Panics if they differ in length.
+    pub fn new(slices: [&'a mut [T]; N], size: usize) -> Self {
+        let len = slices[0].len();
+        assert!(size > 0 && slices.iter().all(|s| s.len() == len), "slices of one length, pieces of a size");
+        Chunks {
+            at: slices.map(|s| s.as_mut_ptr()),
+            len,
+            size,
+            taken: AtomicUsize::new(0),
+            slices: PhantomData,
+        }
+    }
+
+    /// The next piece nobody has: its number, and that part of every slice.
+    #[allow(unsafe_code)]
+    pub fn next(&self) -> Option<(usize, [&'a mut [T]; N])> {
+        let i = self.taken.fetch_add(1, Ordering::Relaxed);
+        let first = i.checked_mul(self.size).filter(|f| *f < self.len)?;
+        let len = self.size.min(self.len - first);
+        // SAFETY: first + len ≤ the length of every slice, and the counter gives every i out once.
+        Some((i, self.at.map(|at| unsafe { std::slice::from_raw_parts_mut(at.add(first), len) })))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,10 +2,14 @@
 
 mod frame;
 mod mat;
+mod matrix;
 mod slots;
 mod team;
+mod weights;
 
 pub use frame::{Frame, Reading, Register, Writing};
-pub use mat::{Block, Grid, Mat, MatMut};
+pub use mat::{Block, Chunks, Grid, Mat, MatMut};
+pub use matrix::{Matrix, Storage};
 pub use slots::Slots;
 pub use team::Team;
+pub use weights::{Identity, Location, TensorRef, Weights};

@@ -1,20 +1,26 @@
 //! One piece of memory per worker or per group, found by number.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Several `T`, each used by one worker at a time. The locks are never waited for; they let the compiler see it.
+/// Several `T`, each written by one worker at a time and read by many after that. Steps are arranged so that nobody
+/// waits for a lock; the locks let the compiler see that no two workers write one piece.
 #[derive(Debug, Default)]
-pub struct Slots<T>(Vec<Mutex<T>>);
+pub struct Slots<T>(Vec<RwLock<T>>);
 
 impl<T> Slots<T> {
     /// `n` slots made by `make(number)`.
     pub fn new(n: usize, make: impl FnMut(usize) -> T) -> Self {
-        Slots((0..n).map(make).map(Mutex::new).collect())
+        Slots((0..n).map(make).map(RwLock::new).collect())
     }
 
-    /// Slot `i`. A panic elsewhere leaves numbers behind, never a broken slot, so poison is ignored.
-    pub fn get(&self, i: usize) -> MutexGuard<'_, T> {
-        self.0[i].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Slot `i`, to write. A panic elsewhere leaves numbers behind, never a broken slot, so poison is ignored.
+    pub fn get(&self, i: usize) -> RwLockWriteGuard<'_, T> {
+        self.0[i].write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Slot `i`, to read.
+    pub fn read(&self, i: usize) -> RwLockReadGuard<'_, T> {
+        self.0[i].read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many.
