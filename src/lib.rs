@@ -31,4 +31,10 @@ pub mod text;
 
 pub mod tensor;
 
+pub mod ops;
+
+pub mod backend;
+
+pub mod model;
+
 pub use error::{Error, Kind, Result};

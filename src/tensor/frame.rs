@@ -1,8 +1,8 @@
 //! The registers of a program: planned once, then only borrowed.
 
 use super::mat::{Mat, MatMut};
-use std::cell::{Ref, RefCell, RefMut};
 use std::ops::Deref;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 /// Names a register of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,36 +13,46 @@ pub struct Register(pub u16);
 /// Steps borrow the registers they name; reading what is being written is a defect of a step and panics.
 #[derive(Debug)]
 pub struct Frame {
-    registers: Vec<RefCell<Vec<f32>>>,
+    registers: Vec<RwLock<Vec<f32>>>,
     cols: Vec<usize>,
     rows: usize,
     capacity: usize,
 }
 
 /// A register being read.
-pub struct Reading<'a>(Ref<'a, [f32]>, usize);
+#[derive(Debug)]
+pub struct Reading<'a> {
+    numbers: RwLockReadGuard<'a, Vec<f32>>,
+    len: usize,
+    cols: usize,
+}
 
 impl Reading<'_> {
     /// Its rows.
     pub fn mat(&self) -> Mat<'_> {
-        Mat::new(&self.0, self.1)
+        Mat::new(self, self.cols)
     }
 }
 
 impl Deref for Reading<'_> {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.numbers[..self.len]
     }
 }
 
 /// A register being written.
-pub struct Writing<'a>(RefMut<'a, [f32]>, usize);
+#[derive(Debug)]
+pub struct Writing<'a> {
+    numbers: RwLockWriteGuard<'a, Vec<f32>>,
+    len: usize,
+    cols: usize,
+}
 
 impl Writing<'_> {
     /// Its rows.
     pub fn mat(&mut self) -> MatMut<'_> {
-        MatMut::new(&mut self.0, self.1)
+        MatMut::new(&mut self.numbers[..self.len], self.cols)
     }
 }
 
@@ -50,7 +60,7 @@ impl Frame {
     /// Registers of `cols[i]` columns and up to `capacity` rows.
     pub fn new(cols: &[usize], capacity: usize) -> Self {
         Frame {
-            registers: cols.iter().map(|c| RefCell::new(vec![0.0; c * capacity])).collect(),
+            registers: cols.iter().map(|c| RwLock::new(vec![0.0; c * capacity])).collect(),
             cols: cols.to_vec(),
             rows: 0,
             capacity,
@@ -75,22 +85,31 @@ impl Frame {
 
     /// Borrows a register for reading.
     pub fn read(&self, r: Register) -> Reading<'_> {
-        let cols = self.cols[usize::from(r.0)];
-        let len = cols * self.rows;
-        Reading(Ref::map(self.registers[usize::from(r.0)].borrow(), |v| &v[..len]), cols)
+        let i = usize::from(r.0);
+        let numbers = match self.registers[i].try_read() {
+            Ok(numbers) => numbers,
+            Err(TryLockError::Poisoned(p)) => p.into_inner(), // numbers of a step that panicked are still numbers
+            Err(TryLockError::WouldBlock) => panic!("a step reads register {i} while it is written"),
+        };
+        Reading { numbers, len: self.cols[i] * self.rows, cols: self.cols[i] }
     }
 
     /// Borrows a register for writing.
     pub fn write(&self, r: Register) -> Writing<'_> {
-        let cols = self.cols[usize::from(r.0)];
-        let len = cols * self.rows;
-        Writing(RefMut::map(self.registers[usize::from(r.0)].borrow_mut(), |v| &mut v[..len]), cols)
+        let i = usize::from(r.0);
+        let numbers = match self.registers[i].try_write() {
+            Ok(numbers) => numbers,
+            Err(TryLockError::Poisoned(p)) => p.into_inner(),
+            Err(TryLockError::WouldBlock) => panic!("a step writes register {i} while it is in use"),
+        };
+        Writing { numbers, len: self.cols[i] * self.rows, cols: self.cols[i] }
     }
 
     /// Fills every register's rows in use with zeros: gradients are added.
     pub fn clear(&mut self) {
         for (register, cols) in self.registers.iter_mut().zip(&self.cols) {
-            register.get_mut()[..cols * self.rows].fill(0.0);
+            let numbers = register.get_mut().unwrap_or_else(PoisonError::into_inner);
+            numbers[..cols * self.rows].fill(0.0);
         }
     }
 }

@@ -1,0 +1,11 @@
+//! Families as programs, binding, execution.
+
+mod bind;
+pub mod families;
+mod open;
+pub mod program;
+mod run;
+
+pub use bind::Bound;
+pub use open::Model;
+pub use run::{MOST_SEQUENCES, Memory, Options, Request, Runner, Sequence, Wanted};

@@ -1,0 +1,407 @@
+//! Running a model forward: rows of one or many sequences in one step.
+
+use super::open::Model;
+use super::program::Program;
+use crate::backend::{Backend, Machine, Plan};
+use crate::error::{Error, Kind, Result};
+use crate::ops::kv::{Pool, Precision};
+use crate::ops::{Attend, Batch, Delta, MatrixId, Site, Span, Tables, Turns, VectorId};
+use crate::tensor::{Matrix, Team};
+use onlay_kernels::Level;
+use onlay_kernels::norm::rms_norm;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The most sequences in one step.
+pub const MOST_SEQUENCES: usize = 64;
+
+/// Rows of logits computed at a time.
+const LOGIT_ROWS: usize = 16;
+
+/// What a runner is planned for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Instructions to use.
+    pub level: Level,
+    /// Threads.
+    pub threads: usize,
+    /// Positions of all sequences together that the cache holds, at least.
+    pub positions: usize,
+    /// Sequences that may be alive at once.
+    pub sequences: usize,
+    /// The longest sequence.
+    pub context: usize,
+    /// The most rows of a step.
+    pub rows: usize,
+    /// Rounding of keys and values.
+    pub kv: Precision,
+    /// Hidden numbers per row around the products of one input, of the largest layer that will be worn.
+    pub hidden: usize,
+}
+
+/// The memory of a runner, in bytes.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// Names and bytes.
+    pub parts: Vec<(&'static str, u64)>,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|p| p.1).sum()
+    }
+}
+
+/// A sequence's place in the cache. Give it back with [`Runner::forget`].
+#[derive(Debug, Default)]
+pub struct Sequence {
+    tiles: Vec<u32>,
+    len: usize,
+}
+
+impl Sequence {
+    /// Positions computed so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was computed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Takes positions back, so that other tokens can follow the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+/// Which rows' logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: only the cache is filled.
+    Nothing,
+    /// Those after the last token.
+    Last,
+    /// Those after every token.
+    All,
+}
+
+/// The next tokens of one sequence.
+pub struct Request<'a> {
+    /// The sequence.
+    pub sequence: &'a mut Sequence,
+    /// Its next tokens.
+    pub tokens: &'a [u32],
+    /// The layer it wears.
+    pub delta: Option<&'a dyn Delta>,
+    /// What comes back.
+    pub wanted: Wanted,
+}
+
+/// Bound weights and rotary tables, as operations ask for them.
+pub(crate) struct View<'a> {
+    pub model: &'a Model,
+    pub turns: &'a Turns,
+}
+
+impl Tables for View<'_> {
+    fn matrix(&self, id: MatrixId) -> Matrix<'_> {
+        self.model.bound().matrix(id)
+    }
+    fn vector(&self, id: VectorId) -> &[f32] {
+        self.model.bound().vector(id)
+    }
+    fn turns(&self) -> &Turns {
+        self.turns
+    }
+}
+
+/// A model with the memory to run it.
+pub struct Runner {
+    model: Arc<Model>,
+    options: Options,
+    backend: Box<dyn Backend>,
+    turns: Turns,
+    tokens: Vec<u32>,
+    pieces: Vec<Range<usize>>,
+    rows: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Runner on {}", self.backend.name())
+    }
+}
+
+impl Options {
+    fn plan(&self, program: &Program, model: &Model) -> Plan {
+        let storage = model.bound().storage();
+        Plan {
+            level: self.level,
+            columns: program.columns(),
+            frames: 1,
+            back: false,
+            needs: program.needs(self.rows, self.threads, false, self.hidden, &storage),
+            kv: program.kv_shape(self.kv, program.segments.len()),
+            // every sequence may leave most of its last tile empty
+            tiles: Pool::tiles_for(self.positions) + self.sequences,
+        }
+    }
+}
+
+impl Runner {
+    /// The bytes [`Runner::new`] will hold, besides the map.
+    pub fn plan(model: &Model, options: &Options) -> Memory {
+        let program = model.program();
+        let plan = options.plan(program, model);
+        let rows = options.rows.min(LOGIT_ROWS) as u64;
+        Memory {
+            parts: vec![
+                ("keys and values", plan.kv_bytes()),
+                ("activations", plan.frame_bytes()),
+                ("inside operations", plan.scratch_bytes()),
+                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.context)),
+                ("logits", 4 * rows * (program.vocabulary + program.width) as u64),
+                ("norms and biases", model.bound().vector_bytes()),
+            ],
+        }
+    }
+
+    /// Allocates what the plan says; later steps allocate nothing.
+    ///
+    /// # Errors
+    /// `Argument` for options out of range, `Memory` if the system does not give it.
+    pub fn new(model: Arc<Model>, options: Options) -> Result<Self> {
+        let program = model.program();
+        for (name, value) in
+            [("rows", options.rows), ("context", options.context), ("sequences", options.sequences)]
+        {
+            if value == 0 {
+                return Err(Error::expected(Kind::Argument, name, "at least 1", 0));
+            }
+        }
+        let machine = Machine::new(&options.plan(program, &model), Team::new(options.threads)?)?;
+        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
+        let rows = options.rows.min(LOGIT_ROWS);
+        Ok(Runner {
+            turns,
+            backend: Box::new(machine),
+            tokens: Vec::with_capacity(options.rows),
+            pieces: Vec::with_capacity(options.rows),
+            rows: vec![0.0; rows * program.width],
+            logits: vec![0.0; rows * program.vocabulary],
+            model,
+            options,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// What it was planned for.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Runs the requests' tokens, all in one step, and gives the wanted logits to
+    /// `take(request, token of the request, logits)`, requests in order, tokens in order.
+    ///
+    /// # Errors
+    /// `Argument` if a sequence would outgrow the context, there are more rows than planned, or a token is not in the
+    /// vocabulary; `Memory` if the cache is full. Nothing has changed then.
+    pub fn step(
+        &mut self,
+        requests: &mut [Request<'_>],
+        take: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> Result<()> {
+        self.admit(requests)?;
+        let program = self.model.program();
+        let mut spans = [Span::NONE; MOST_SEQUENCES];
+        self.tokens.clear();
+        for (span, r) in spans.iter_mut().zip(requests.iter()) {
+            *span = Span {
+                first: self.tokens.len(),
+                rows: r.tokens.len(),
+                position: r.sequence.len,
+                tiles: &r.sequence.tiles,
+                delta: r.delta,
+            };
+            self.tokens.extend_from_slice(r.tokens);
+        }
+        let spans = &spans[..requests.len()];
+        let group = program.attention.heads / program.attention.key_heads;
+        Batch::cut(spans, Attend::longest_piece(group), &mut self.pieces);
+        let batch = Batch { tokens: &self.tokens, spans, pieces: &self.pieces };
+        let view = View { model: &self.model, turns: &self.turns };
+        self.backend.begin(batch.rows(), 0);
+        self.backend.forward(&view, std::slice::from_ref(&program.embed), batch);
+        for (i, segment) in program.segments.iter().enumerate() {
+            if i > 0 {
+                self.backend.copy(program.result, program.residual);
+            }
+            self.backend.forward(&view, &segment.steps, batch);
+        }
+        self.give_logits(requests, take);
+        for r in requests {
+            r.sequence.len += r.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// Checks everything, and takes the tiles the requests will need.
+    fn admit(&mut self, requests: &mut [Request<'_>]) -> Result<()> {
+        let rows: usize = requests.iter().map(|r| r.tokens.len()).sum();
+        if rows > self.options.rows || requests.len() > MOST_SEQUENCES {
+            let most = format!("at most {} of {MOST_SEQUENCES} sequences", self.options.rows);
+            return Err(Error::expected(
+                Kind::Argument,
+                "rows of a step",
+                most,
+                format!("{rows} of {}", requests.len()),
+            ));
+        }
+        let mut missing = 0;
+        for r in requests.iter() {
+            self.model.check_tokens(r.tokens)?;
+            let end = r.sequence.len + r.tokens.len();
+            if end > self.options.context {
+                return Err(Error::expected(
+                    Kind::Argument,
+                    "length of a sequence",
+                    format!("at most {}", self.options.context),
+                    end,
+                ));
+            }
+            if let Some(delta) = r.delta {
+                let hidden = self.model.program().widest(|site| delta.width(site));
+                if hidden > self.options.hidden {
+                    let most = format!("at most {} hidden numbers", self.options.hidden);
+                    return Err(Error::expected(Kind::Argument, "size of a layer", most, hidden));
+                }
+            }
+            missing += Pool::tiles_for(end).saturating_sub(r.sequence.tiles.len());
+        }
+        if missing > self.backend.free_tiles() {
+            return Err(Error::expected(
+                Kind::Memory,
+                "keys and values",
+                format!("{missing} free tiles"),
+                self.backend.free_tiles(),
+            ));
+        }
+        for r in requests {
+            while r.sequence.tiles.len() < Pool::tiles_for(r.sequence.len + r.tokens.len()) {
+                r.sequence.tiles.push(self.backend.take_tile().expect("counted above"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The head, over the rows that somebody wants, some at a time.
+    fn give_logits(&mut self, requests: &[Request<'_>], take: &mut dyn FnMut(usize, usize, &mut [f32])) {
+        let model = Arc::clone(&self.model);
+        let program = model.program();
+        let (width, vocabulary) = (program.width, program.vocabulary);
+        let capacity = self.rows.len() / width;
+        let norm = model.bound().vector(program.head.norm);
+        let mut waiting = [(0, 0); LOGIT_ROWS];
+        let mut n = 0;
+        let mut first = 0;
+        for (i, r) in requests.iter().enumerate() {
+            let wanted = match r.wanted {
+                Wanted::Nothing => r.tokens.len()..r.tokens.len(),
+                Wanted::Last => r.tokens.len().saturating_sub(1)..r.tokens.len(),
+                Wanted::All => 0..r.tokens.len(),
+            };
+            for t in wanted {
+                let row = &mut self.logits[..width]; // not yet in use: a row on its way to the norm
+                self.backend.save(program.result, first + t, row);
+                let to = &mut self.rows[n * width..(n + 1) * width];
+                rms_norm(self.options.level, row, norm, program.head.eps, to);
+                waiting[n] = (i, t);
+                n += 1;
+                if n == capacity {
+                    self.head(requests, &waiting[..n]);
+                    for ((i, t), z) in waiting.iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
+                        take(*i, *t, z);
+                    }
+                    n = 0;
+                }
+            }
+            first += r.tokens.len();
+        }
+        if n > 0 {
+            self.head(requests, &waiting[..n]);
+            for ((i, t), z) in waiting[..n].iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
+                take(*i, *t, z);
+            }
+        }
+    }
+
+    /// Logits of the gathered rows.
+    fn head(&mut self, requests: &[Request<'_>], rows: &[(usize, usize)]) {
+        let program = self.model.program();
+        let mut spans = [Span::NONE; LOGIT_ROWS];
+        let mut pieces = [const { 0..0 }; LOGIT_ROWS];
+        let mut n = 0;
+        for (row, (i, _)) in rows.iter().enumerate() {
+            if n > 0 && rows[row - 1].0 == *i {
+                spans[n - 1].rows += 1;
+                pieces[n - 1].end += 1;
+            } else {
+                spans[n] = Span { first: row, rows: 1, delta: requests[*i].delta, ..Span::NONE };
+                pieces[n] = row..row + 1;
+                n += 1;
+            }
+        }
+        let batch = Batch { tokens: &self.tokens[..rows.len()], spans: &spans[..n], pieces: &pieces[..n] };
+        let view = View { model: &self.model, turns: &self.turns };
+        let at = (program.head.site, program.head.matrix);
+        let (x, y) =
+            (&self.rows[..rows.len() * program.width], &mut self.logits[..rows.len() * program.vocabulary]);
+        self.backend.product(&view, batch, at, x, y);
+    }
+
+    /// Runs all tokens of one sequence in steps of as many rows as planned; `take` as in [`Runner::step`].
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    pub fn feed(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        delta: Option<&dyn Delta>,
+        wanted: Wanted,
+        take: &mut dyn FnMut(usize, &mut [f32]),
+    ) -> Result<()> {
+        let rows = self.options.rows;
+        for (i, part) in tokens.chunks(rows).enumerate() {
+            let last = (i + 1) * rows >= tokens.len();
+            let wanted = if wanted == Wanted::Last && !last { Wanted::Nothing } else { wanted };
+            let request = Request { sequence: &mut *sequence, tokens: part, delta, wanted };
+            self.step(&mut [request], &mut |_, t, z| take(i * rows + t, z))?;
+        }
+        Ok(())
+    }
+
+    /// A sequence with room for its list of tiles, so that growing allocates nothing.
+    pub fn sequence(&self) -> Sequence {
+        Sequence { tiles: Vec::with_capacity(Pool::tiles_for(self.options.context)), len: 0 }
+    }
+
+    /// Gives a sequence's place in the cache back; it can begin again from nothing.
+    pub fn forget(&mut self, sequence: &mut Sequence) {
+        self.backend.give_tiles(&mut sequence.tiles);
+        sequence.len = 0;
+    }
+
+    /// The site of the head.
+    pub fn head_site(&self) -> Site {
+        self.model.program().head.site
+    }
+}

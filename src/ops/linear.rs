@@ -1,0 +1,423 @@
+//! The one place where base weights are multiplied.
+//!
+//! # Forward
+//! ```text
+//! y = x·Wᵀ + bias                    W [outputs][inputs], frozen, in any storage
+//! ```
+//! then each row's layer may change its y ([`Delta`]). Activations are rounded to 8 bits for block formats; every
+//! output is one fixed sequence of operations ([`onlay_kernels::dot`], [`onlay_kernels::dense`]), however many rows
+//! are multiplied together and by how many members: the reduction is never split.
+//!
+//! # Backward
+//! ```text
+//! dx += dy·W                         W decoded piece by piece; the base is frozen, so there is no dW
+//! ```
+//! with the rounding of x taken as the identity, and the layer's own gradients ([`super::Backward`]).
+//!
+//! # Shapes
+//! x `[rows][inputs]`; several matrices may share it (q, k, v; gate, up): x is rounded once.
+
+use super::scratch::{BACK, BACK_STRIDE, Group, PANEL, ROWS, TASK, Worker};
+use super::{Delta, Host, MatrixId, Operation, Site, VectorId};
+use crate::tensor::{Block, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
+use onlay_kernels::acts::{self, ActsMut, Grain};
+use onlay_kernels::panel::{self, PanelMut};
+use onlay_kernels::{Level, dense, gemm};
+use std::ops::Range;
+
+/// Up to this many rows are multiplied as rows, without panels.
+pub const FEW: usize = onlay_kernels::dot::COLUMNS;
+
+/// Outputs that one task of a few rows takes at most.
+pub(super) const FEW_WIDTH: usize = 512;
+
+/// The most matrices that share an input.
+pub(crate) const SHARING: usize = 4;
+
+/// One product of a [`Linear`].
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Where a layer may be fastened.
+    pub site: Site,
+    /// `[outputs][inputs]`
+    pub matrix: MatrixId,
+    /// `[outputs]`
+    pub bias: Option<VectorId>,
+    /// `[rows][outputs]`
+    pub to: Register,
+}
+
+/// Products that share their input; at most four.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[rows][inputs]`
+    pub x: Register,
+    /// The products.
+    pub outputs: Vec<Output>,
+}
+
+impl Operation for Linear {
+    fn reads(&self) -> Vec<Register> {
+        vec![self.x]
+    }
+    fn writes(&self) -> Vec<Register> {
+        self.outputs.iter().map(|o| o.to).collect()
+    }
+
+    fn forward(&self, host: &mut Host<'_>) {
+        let x = host.frame.read(self.x);
+        let mut to: [_; SHARING] =
+            std::array::from_fn(|i| self.outputs.get(i).map(|o| host.frame.write(o.to)));
+        let mut products: [Option<Product<'_>>; SHARING] = [const { None }; SHARING];
+        for ((slot, o), to) in products.iter_mut().zip(&self.outputs).zip(&mut to) {
+            *slot = Some(Product {
+                site: o.site,
+                matrix: host.tables.matrix(o.matrix),
+                bias: o.bias.map(|b| host.tables.vector(b)),
+                y: to.as_mut().expect("every output has a register").mat(),
+            });
+        }
+        multiply(host, x.mat(), products);
+    }
+
+    fn backward(&self, host: &mut Host<'_>) {
+        for o in &self.outputs {
+            let (frame, grads) = (host.frame, host.grads());
+            let (x, dy) = (frame.read(self.x), grads.read(o.to));
+            let mut dx = host.wants(self.x).then(|| grads.write(self.x));
+            let matrix = host.tables.matrix(o.matrix);
+            product_back(host, o.site, matrix, x.mat(), dy.mat(), dx.as_mut().map(|dx| dx.mat()));
+        }
+    }
+}
+
+/// The layer's gradients at `site` and `dx += dy·W`, where somebody wants them.
+pub(crate) fn product_back(
+    host: &mut Host<'_>,
+    site: Site,
+    matrix: Matrix<'_>,
+    x: Mat<'_>,
+    dy: Mat<'_>,
+    mut dx: Option<MatMut<'_>>,
+) {
+    if let Some(learner) = host.learner.take() {
+        if learner.learns(site) {
+            learner.backward(host, site, x, dy, dx.as_mut().map(|dx| dx.again()));
+        }
+        host.learner = Some(learner);
+    }
+    if let Some(dx) = dx {
+        backward(host, matrix, dy, dx);
+    }
+}
+
+/// One product to be computed.
+pub(crate) struct Product<'a> {
+    pub site: Site,
+    pub matrix: Matrix<'a>,
+    pub bias: Option<&'a [f32]>,
+    pub y: MatMut<'a>,
+}
+
+/// What the members need to know of a product besides its grid of outputs.
+struct Task<'a> {
+    site: Site,
+    matrix: Matrix<'a>,
+    bias: Option<&'a [f32]>,
+    /// Where its hidden numbers begin in a row.
+    hidden: usize,
+}
+
+/// `y = x·Wᵀ + bias` and the layers of the batch's spans, for matrices that share `x`.
+pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Product<'_>>; SHARING]) {
+    let (level, scratch, batch, n) = (host.level, host.scratch, host.batch, x.rows());
+    if n == 0 {
+        return;
+    }
+    let k = x.cols();
+    let few = n <= FEW;
+    let mut tasks: [Option<Task<'_>>; SHARING] = [const { None }; SHARING];
+    let mut grids: [Option<Grid<'_, 1>>; SHARING] = [const { None }; SHARING];
+    let mut hidden = 0;
+    let mut grains = [false; 2];
+    let mut blocks = [const { 0..0 }; 64];
+    let count = n.div_ceil(ROWS);
+    assert!(count <= blocks.len(), "{n} rows in one product");
+    for (i, b) in blocks.iter_mut().enumerate().take(count) {
+        *b = i * ROWS..((i + 1) * ROWS).min(n);
+    }
+    let members = host.team.len();
+    for ((slot, grid), p) in tasks.iter_mut().zip(&mut grids).zip(products) {
+        let Some(p) = p else { break };
+        assert_eq!(p.matrix.cols, k, "a product's inputs");
+        match p.matrix.storage.grain() {
+            Some(Grain::Small) => grains[0] = true,
+            Some(Grain::Large) => grains[1] = true,
+            None => {}
+        }
+        let width = if few {
+            // some eight pieces for each member, so that a late one does not hold up the others
+            (p.matrix.rows / (8 * members)).next_multiple_of(8).clamp(16, FEW_WIDTH)
+        } else {
+            TASK
+        };
+        *slot = Some(Task { site: p.site, matrix: p.matrix, bias: p.bias, hidden });
+        hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(p.site)).max().unwrap_or(0);
+        *grid = Some(Grid::new([p.y], &blocks[..count], [width]));
+    }
+    let mut all_hidden = scratch.hidden.get(0);
+    let all_hidden = &mut all_hidden[..n * hidden];
+    let per = if few { n } else { acts::columns(level) };
+    let groups = n.div_ceil(per);
+
+    // Phase one: round the activations; the layers' hidden numbers.
+    {
+        const UNITS: usize = 8;
+        let layers =
+            (hidden > 0).then(|| Grid::new([MatMut::new(all_hidden, hidden)], batch.pieces, [UNITS]));
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let round = |member: usize| {
+            loop {
+                let g = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if g >= groups {
+                    return;
+                }
+                let rows = x.part(g * per..((g + 1) * per).min(n));
+                for (grain, slots) in [(Grain::Small, &scratch.small), (Grain::Large, &scratch.large)] {
+                    if grains[usize::from(grain == Grain::Large)] {
+                        let mut worker = scratch.workers.get(member);
+                        quantize(level, grain, few, rows, &mut slots.get(g), &mut worker);
+                    }
+                }
+            }
+        };
+        let prepare = |member: usize| {
+            let Some(layers) = &layers else { return };
+            while let Some((piece, [first], [mut block])) = layers.next() {
+                let rows = &batch.pieces[piece];
+                let Some(delta) = batch.span_of(rows.start).delta else { continue };
+                let mut worker = scratch.workers.get(member);
+                hidden_part(
+                    level,
+                    delta,
+                    &tasks,
+                    x.part(rows.clone()),
+                    rows.start,
+                    first,
+                    &mut block,
+                    &mut worker.spare,
+                );
+            }
+        };
+        if grains == [false; 2] && layers.is_none() {
+        } else if n == 1 && layers.is_none() {
+            round(0); // two microseconds of work: not worth waking anyone
+        } else {
+            host.team.run(&|member| {
+                round(member);
+                prepare(member);
+            });
+        }
+    }
+
+    // Phase two: the outputs, each member taking some rows of some matrix at a time.
+    let all_hidden = &*all_hidden;
+    host.team.run(&|member| {
+        let mut worker = scratch.workers.get(member);
+        for (task, grid) in tasks.iter().zip(&grids) {
+            let (Some(task), Some(grid)) = (task, grid) else { break };
+            let groups = match task.matrix.storage.grain() {
+                Some(Grain::Small) => Some(&scratch.small),
+                Some(Grain::Large) => Some(&scratch.large),
+                None => None,
+            };
+            while let Some((b, [first], [mut block])) = grid.next() {
+                let rows = blocks[b].clone();
+                outputs(level, task, groups, x, rows.clone(), first, &mut block, few, &mut worker);
+                for span in batch.spans {
+                    let part = span.range().start.max(rows.start)..span.range().end.min(rows.end);
+                    let Some(delta) = span.delta.filter(|d| !part.is_empty() && d.width(task.site) > 0)
+                    else {
+                        continue;
+                    };
+                    let h = &all_hidden[part.start * hidden + task.hidden..];
+                    let part = part.start - rows.start..part.end - rows.start;
+                    delta.finish(level, task.site, h, hidden, first, &mut block, part, &mut worker.spare);
+                }
+            }
+        }
+    });
+}
+
+/// Rounds one group of rows; packs it if the rows are many.
+fn quantize(level: Level, grain: Grain, few: bool, x: Mat<'_>, group: &mut Group, worker: &mut Worker) {
+    let (n, k) = (x.rows(), x.cols());
+    if few {
+        return round(level, grain, x, group.write(grain, n, k));
+    }
+    let (small, large) = worker.staged.as_mut().expect("many rows were planned for");
+    let staged = if grain == Grain::Small { small } else { large };
+    round(level, grain, x, staged.write(grain, n, k));
+    acts::pack(level, grain, staged.read(grain, n, k), group.write(grain, acts::columns(level), k));
+}
+
+fn round(level: Level, grain: Grain, x: Mat<'_>, to: ActsMut<'_>) {
+    let k = x.cols();
+    let (blocks, pairs) = (k / grain.len(), k / 32);
+    for i in 0..x.rows() {
+        let to = ActsMut {
+            q: &mut to.q[i * k..(i + 1) * k],
+            d: &mut to.d[i * blocks..(i + 1) * blocks],
+            sums: &mut to.sums[i * pairs..(i + 1) * pairs],
+        };
+        acts::quantize(level, grain, x.row(i), to);
+    }
+}
+
+/// The hidden numbers `first..first + block.cols` of the rows of one piece, whichever sites they belong to.
+#[allow(clippy::too_many_arguments)]
+fn hidden_part(
+    level: Level,
+    delta: &dyn Delta,
+    tasks: &[Option<Task<'_>>],
+    x: Mat<'_>,
+    first_row: usize,
+    first: usize,
+    block: &mut Block<'_>,
+    spare: &mut Vec<f32>,
+) {
+    let end = first + block.row(0).len();
+    for task in tasks.iter().flatten() {
+        let width = delta.width(task.site);
+        let (from, to) = (first.max(task.hidden), end.min(task.hidden + width));
+        if from >= to {
+            continue;
+        }
+        let units = from - task.hidden..to - task.hidden;
+        spare.clear();
+        spare.resize(x.rows() * units.len(), 0.0);
+        delta.prepare(level, task.site, first_row, x, units.clone(), spare);
+        for (i, h) in spare.chunks_exact(units.len()).enumerate() {
+            block.row(i)[from - first..to - first].copy_from_slice(h);
+        }
+    }
+}
+
+/// Outputs `first..` of the base for rows `rows`, into `block`.
+#[allow(clippy::too_many_arguments)]
+fn outputs(
+    level: Level,
+    task: &Task<'_>,
+    groups: Option<&Slots<Group>>,
+    x: Mat<'_>,
+    rows: Range<usize>,
+    first: usize,
+    block: &mut Block<'_>,
+    few: bool,
+    worker: &mut Worker,
+) {
+    let m = &task.matrix;
+    let (n, width) = (rows.len(), block.row(0).len());
+    let w = m.part(first, width);
+    // packed rows come in whole groups; their outputs lie TASK apart
+    let packed = !few && groups.is_some();
+    let (stride, padded) = if packed { (TASK, n.next_multiple_of(acts::columns(level))) } else { (width, n) };
+    let tile = &mut worker.tile[..padded * stride];
+    match (m.storage, groups) {
+        (Storage::Dense(d), _) => {
+            dense::product(level, d, w, m.row_bytes, x.part(rows).data(), m.cols, tile, stride);
+        }
+        (Storage::Block(f), Some(groups)) if few => {
+            let x = groups.read(0);
+            (f.dot)(level, w, m.row_bytes, x.read(f.grain, n, m.cols), tile, stride);
+        }
+        (Storage::Block(f), Some(groups)) => {
+            let (lanes, columns) = (panel::lanes(level), acts::columns(level));
+            tile.fill(0.0);
+            for from in (0..m.cols).step_by(PANEL) {
+                let cut = PANEL.min(m.cols - from);
+                let words = PanelMut::words(lanes, cut);
+                for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
+                    let rows = lanes.min(width - p * lanes);
+                    let w = &w[p * lanes * m.row_bytes..(p * lanes + rows) * m.row_bytes];
+                    (f.fill)(level, w, m.row_bytes, from, PanelMut::carve(scratch, lanes, cut));
+                }
+                for (i, g) in (rows.start / columns..rows.end.div_ceil(columns)).enumerate() {
+                    let x = groups.read(g);
+                    let x = x.read(f.grain, columns, m.cols);
+                    for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes))
+                    {
+                        let panel = PanelMut::carve(scratch, lanes, cut);
+                        (f.tile)(
+                            level,
+                            panel.view(),
+                            x,
+                            from,
+                            &mut tile[i * columns * TASK + p * lanes..],
+                            TASK,
+                        );
+                    }
+                }
+            }
+        }
+        (Storage::Block(f), None) => unreachable!("activations of {f:?} were rounded"),
+    }
+    for i in 0..n {
+        let (from, to) = (&tile[i * stride..i * stride + width], block.row(i));
+        match task.bias {
+            None => to.copy_from_slice(from),
+            Some(bias) => {
+                for ((to, from), bias) in to.iter_mut().zip(from).zip(&bias[first..]) {
+                    *to = from + bias;
+                }
+            }
+        }
+    }
+}
+
+/// `dx += dy·W`
+fn backward(host: &mut Host<'_>, w: Matrix<'_>, dy: Mat<'_>, dx: MatMut<'_>) {
+    let (level, scratch, n) = (host.level, host.scratch, dy.rows());
+    if n == 0 {
+        return;
+    }
+    let (per, k) = (gemm::rows(level), dy.cols());
+    let groups = n.div_ceil(per);
+    host.team.each(groups, |_, g| {
+        let rows = per.min(n - g * per);
+        let mut packed = scratch.packed.get(g);
+        gemm::pack(level, &dy.data()[g * per * k..], k, 1, rows, k, 1.0, &mut packed[..k * per]);
+    });
+    let all = 0..n;
+    // Narrow pieces when there are few columns, so that every member has several; never across a block.
+    let width = (w.cols / (4 * host.team.len())).next_multiple_of(32).clamp(32, BACK.1);
+    let width = if matches!(w.storage, Storage::Block(f) if f.len == 256) { BACK.1 } else { width };
+    let grid = Grid::new([dx], std::slice::from_ref(&all), [width]);
+    host.team.run(&|member| {
+        let worker = &mut *scratch.workers.get(member);
+        while let Some((_, [first], [mut block])) = grid.next() {
+            let width = block.row(0).len();
+            let tile = &mut worker.tile[..n * width];
+            for (i, row) in tile.chunks_exact_mut(width).enumerate() {
+                row.copy_from_slice(block.row(i));
+            }
+            worker.spare.resize(BACK.0 * BACK_STRIDE, 0.0);
+            for from in (0..k).step_by(BACK.0) {
+                let cut = BACK.0.min(k - from);
+                for (i, to) in worker.spare.chunks_exact_mut(BACK_STRIDE).enumerate().take(cut) {
+                    w.decode(level, from + i, first, &mut to[..width]);
+                }
+                for g in 0..groups {
+                    let rows = per.min(n - g * per);
+                    let dy = scratch.packed.read(g);
+                    let dy = &dy[from * per..(from + cut) * per];
+                    let c = &mut tile[g * per * width..];
+                    gemm::add(level, rows, width, dy, &worker.spare, BACK_STRIDE, c, width);
+                }
+            }
+            for (i, row) in tile.chunks_exact(width).enumerate() {
+                block.row(i).copy_from_slice(row);
+            }
+        }
+    });
+}

@@ -1,0 +1,224 @@
+//! Memory for the inside of operations, planned once.
+
+use super::linear::FEW_WIDTH;
+use crate::tensor::Slots;
+use onlay_kernels::Level;
+use onlay_kernels::acts::{self, Acts, ActsMut, Grain};
+use onlay_kernels::attention::{self, Running, TILE};
+use onlay_kernels::panel::PanelMut;
+use onlay_kernels::{gemm, panel};
+
+/// What the operations of a program will ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The most rows of a batch.
+    pub rows: usize,
+    /// The longest input of a product.
+    pub inputs: usize,
+    /// The longest output of a product that has a backward pass; 0 without one.
+    pub outputs: usize,
+    /// Hidden numbers per row of all layers around the products that share an input.
+    pub hidden: usize,
+    /// Columns per head.
+    pub head: usize,
+    /// Query heads per key head.
+    pub group: usize,
+    /// Members of the team.
+    pub members: usize,
+    /// Some base matrix has 32-weight blocks.
+    pub small: bool,
+    /// Some base matrix has 256-weight blocks.
+    pub large: bool,
+}
+
+/// Rows of weights that one task of a large product takes.
+pub(super) const TASK: usize = 64;
+/// Elements of the reduction that a task lays into panels at a time.
+pub(super) const PANEL: usize = 2048;
+/// Rows of activations that one task of a large product takes at most: a multiple of every level's columns.
+pub(super) const ROWS: usize = 512;
+/// Rows of the base that a backward task decodes at a time, and columns it takes.
+pub(super) const BACK: (usize, usize) = (128, 256);
+/// What the rows of a decoded piece lie apart: not a power of two, so that they do not share cache sets.
+pub(super) const BACK_STRIDE: usize = BACK.1 + 16;
+
+/// Quantized activations of one group of rows: as rows while there are few, packed when there are many.
+#[derive(Debug)]
+pub(super) struct Group {
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+impl Group {
+    fn new(grain: Grain, columns: usize, k: usize) -> Self {
+        let k = k.next_multiple_of(grain.len());
+        Group {
+            q: vec![0; columns * k],
+            d: vec![0.0; columns * k / grain.len()],
+            sums: vec![0; columns * k / 32],
+        }
+    }
+    pub(super) fn read(&self, grain: Grain, n: usize, k: usize) -> Acts<'_> {
+        Acts { k, q: &self.q[..n * k], d: &self.d[..n * k / grain.len()], sums: &self.sums[..n * k / 32] }
+    }
+    pub(super) fn write(&mut self, grain: Grain, n: usize, k: usize) -> ActsMut<'_> {
+        ActsMut {
+            q: &mut self.q[..n * k],
+            d: &mut self.d[..n * k / grain.len()],
+            sums: &mut self.sums[..n * k / 32],
+        }
+    }
+}
+
+/// What one member of the team works with.
+#[derive(Debug)]
+pub(super) struct Worker {
+    /// Rows of activations before they are packed.
+    pub staged: Option<(Group, Group)>,
+    /// Panels of weights.
+    pub panel: Vec<u32>,
+    /// Outputs of a task.
+    pub tile: Vec<f32>,
+    /// Anything else; grows to what it is asked for during the first step.
+    pub spare: Vec<f32>,
+    /// Attention.
+    pub attend: Attending,
+}
+
+/// A member's memory for attention.
+#[derive(Debug)]
+pub(super) struct Attending {
+    pub q: Vec<f32>,
+    pub o: Vec<f32>,
+    pub d_out: Vec<f32>,
+    pub dq: Vec<f32>,
+    pub kt: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub vt: Vec<f32>,
+    pub dk: Vec<f32>,
+    pub dv: Vec<f32>,
+    pub state: Vec<Running>,
+    pub log_sum: Vec<f32>,
+    pub delta: Vec<f32>,
+    pub valid: Vec<usize>,
+    pub kernel: attention::Scratch,
+}
+
+impl Attending {
+    fn new(head: usize, back: bool) -> Self {
+        let (rows, tile) = (attention::ROWS, head * TILE);
+        let only = |n: usize| vec![0.0; if back { n } else { 0 }];
+        Attending {
+            q: vec![0.0; rows * head],
+            o: vec![0.0; rows * head],
+            d_out: only(rows * head),
+            dq: only(rows * head),
+            kt: vec![0.0; tile],
+            k: only(tile),
+            v: vec![0.0; tile],
+            vt: only(tile),
+            dk: only(tile),
+            dv: only(tile),
+            state: vec![Running::START; rows],
+            log_sum: vec![0.0; rows],
+            delta: vec![0.0; rows],
+            valid: vec![0; rows],
+            kernel: attention::Scratch::new(head),
+        }
+    }
+}
+
+/// Memory for the inside of operations; see [`Needs`].
+#[derive(Debug)]
+pub struct Scratch {
+    needs: Needs,
+    pub(super) small: Slots<Group>,
+    pub(super) large: Slots<Group>,
+    pub(super) workers: Slots<Worker>,
+    pub(super) hidden: Slots<Vec<f32>>,
+    /// Gradients of outputs, packed for the backward product: one slot per group of rows.
+    pub(super) packed: Slots<Vec<f32>>,
+}
+
+impl Scratch {
+    /// Allocates what `needs` says.
+    pub fn new(level: Level, needs: Needs) -> Self {
+        let columns = acts::columns(level).max(onlay_kernels::dot::COLUMNS);
+        let groups = needs.rows.div_ceil(acts::columns(level)).max(1);
+        let some = |on: bool, grain: Grain| {
+            Slots::new(if on { groups } else { 0 }, |_| Group::new(grain, columns, needs.inputs))
+        };
+        let back = needs.outputs > 0;
+        let many = needs.rows > super::FEW;
+        let lanes = panel::lanes(level);
+        let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
+        let panel = if many {
+            TASK / lanes * PanelMut::words(lanes, PANEL.min(needs.inputs.next_multiple_of(256)))
+        } else {
+            0
+        };
+        let tile = Self::tile(rows, needs);
+        Scratch {
+            needs,
+            small: some(needs.small, Grain::Small),
+            large: some(needs.large, Grain::Large),
+            workers: Slots::new(needs.members, |_| Worker {
+                staged: (many && (needs.small || needs.large)).then(|| {
+                    let group = |grain| Group::new(grain, columns, needs.inputs);
+                    (group(Grain::Small), group(Grain::Large))
+                }),
+                panel: vec![0; panel],
+                tile: vec![0.0; tile],
+                spare: Vec::with_capacity(if back { BACK.0 * BACK_STRIDE } else { 16 * TASK }),
+                attend: Attending::new(needs.head, back),
+            }),
+            hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.hidden]),
+            packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |_| {
+                vec![0.0; needs.outputs * gemm::rows(level)]
+            }),
+        }
+    }
+
+    /// Outputs of a member's largest task: many rows, few rows, or a piece of a gradient.
+    fn tile(rows: usize, needs: Needs) -> usize {
+        let back = if needs.outputs > 0 { needs.rows * BACK.1 } else { 0 };
+        (rows * TASK).max(super::FEW * FEW_WIDTH).max(back)
+    }
+
+    /// What it was planned for.
+    pub fn needs(&self) -> &Needs {
+        &self.needs
+    }
+
+    /// Bytes that [`Scratch::new`] takes, by building the sizes it builds.
+    pub fn bytes(level: Level, needs: Needs) -> u64 {
+        let columns = acts::columns(level).max(onlay_kernels::dot::COLUMNS) as u64;
+        let k = needs.inputs.next_multiple_of(256) as u64;
+        let group = |grain: Grain| columns * (k + 4 * k / grain.len() as u64 + 4 * k / 32);
+        let groups = needs.rows.div_ceil(acts::columns(level)).max(1) as u64;
+        let lanes = panel::lanes(level);
+        let (back, many) = (needs.outputs > 0, needs.rows > super::FEW);
+        let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
+        let mut worker = 4 * Self::tile(rows, needs);
+        if many {
+            worker += 4 * TASK / lanes * PanelMut::words(lanes, PANEL.min(k as usize));
+        }
+        worker += 4 * if back { BACK.0 * BACK_STRIDE } else { 16 * TASK };
+        worker +=
+            4 * needs.head * (if back { 4 } else { 2 } * attention::ROWS + if back { 6 } else { 2 } * TILE);
+        worker += 4 * (2 * attention::ROWS * TILE + 16 * needs.head.max(TILE));
+        let mut total = worker as u64 * needs.members as u64;
+        if many && (needs.small || needs.large) {
+            total += (group(Grain::Small) + group(Grain::Large)) * needs.members as u64;
+        }
+        total += groups * if needs.small { group(Grain::Small) } else { 0 };
+        total += groups * if needs.large { group(Grain::Large) } else { 0 };
+        total += 4 * (needs.rows * needs.hidden) as u64;
+        if back {
+            total += 4 * (needs.rows.next_multiple_of(gemm::rows(level)) * needs.outputs) as u64;
+        }
+        total
+    }
+}
