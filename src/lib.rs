@@ -37,4 +37,8 @@ pub mod backend;
 
 pub mod model;
 
+pub mod adapter;
+
+pub mod train;
+
 pub use error::{Error, Kind, Result};

@@ -78,7 +78,7 @@ impl Machine {
         tables: &'a dyn Tables,
         batch: Batch<'a>,
         wanted: Option<&'a [bool]>,
-        learner: Option<&'a mut (dyn Backward + 'a)>,
+        learner: Option<&'a dyn Backward>,
     ) -> Host<'a> {
         Host {
             level: self.level,
@@ -121,7 +121,7 @@ impl Backend for Machine {
         steps: &[Step],
         batch: Batch<'_>,
         wanted: Option<&[bool]>,
-        learner: &mut dyn Backward,
+        learner: &dyn Backward,
     ) {
         let mut host = self.host(tables, batch, wanted, Some(learner));
         for step in steps.iter().rev() {
@@ -180,7 +180,7 @@ impl Backend for Machine {
         x: &[f32],
         dy: &[f32],
         dx: Option<&mut [f32]>,
-        learner: &mut dyn Backward,
+        learner: &dyn Backward,
     ) {
         let matrix = tables.matrix(at.1);
         let (x, dy) = (Mat::new(x, matrix.cols), Mat::new(dy, matrix.rows));
@@ -189,13 +189,8 @@ impl Backend for Machine {
         linear::product_back(&mut host, at.0, matrix, x, dy, dx);
     }
 
-    fn over_rows(&mut self, rows: &mut [f32], width: usize, each: &(dyn Fn(usize, &mut [f32]) + Sync)) {
-        let pieces = crate::tensor::Chunks::new([rows], width);
-        self.team.run(&|_| {
-            while let Some((i, [row])) = pieces.next() {
-                each(i, row);
-            }
-        });
+    fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.team.each(n, |_, i| f(i));
     }
 
     fn take_tile(&mut self) -> Option<u32> {

@@ -27,7 +27,7 @@ pub trait Backend: Send {
         steps: &[Step],
         batch: Batch<'_>,
         wanted: Option<&[bool]>,
-        learner: &mut dyn Backward,
+        learner: &dyn Backward,
     );
 
     /// Copies a register onto another of the same width.
@@ -68,11 +68,11 @@ pub trait Backend: Send {
         x: &[f32],
         dy: &[f32],
         dx: Option<&mut [f32]>,
-        learner: &mut dyn Backward,
+        learner: &dyn Backward,
     );
 
-    /// Runs `each(row number, row)` for every row of `rows`, `width` long, spread over whatever threads there are.
-    fn over_rows(&mut self, rows: &mut [f32], width: usize, each: &(dyn Fn(usize, &mut [f32]) + Sync));
+    /// Runs `f(i)` for every i below n, spread over whatever threads there are.
+    fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync));
 
     /// A cleared tile for keys and values, if one is left.
     fn take_tile(&mut self) -> Option<u32>;

@@ -8,4 +8,5 @@ mod run;
 
 pub use bind::Bound;
 pub use open::Model;
+pub(crate) use run::View;
 pub use run::{MOST_SEQUENCES, Memory, Options, Request, Runner, Sequence, Wanted};

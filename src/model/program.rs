@@ -137,26 +137,23 @@ impl Program {
         self.registers.iter().map(|r| r.cols).collect()
     }
 
-    /// Every product's input and output lengths, the head's too.
-    fn products(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.sites.iter().map(|s| (s.inputs, s.outputs))
-    }
-
-    /// What its operations need for batches of `rows` on `members` threads. `back`: gradients too. `hidden`: hidden
-    /// numbers per row around the products of one input (see [`Needs::hidden`]).
+    /// What its operations need for batches of `rows` on `members` threads. `head_back`: how many rows of the head get
+    /// gradients at a time, 0 without a backward pass. `hidden`: see [`Needs::hidden`].
     pub fn needs(
         &self,
         rows: usize,
         members: usize,
-        back: bool,
+        head_back: usize,
         hidden: usize,
         storage: &[Storage],
     ) -> Needs {
         let has = |g| storage.iter().any(|s| s.grain() == Some(g));
+        let inner = self.sites.iter().filter(|s| s.segment < self.segments.len());
         Needs {
             rows,
-            inputs: self.products().map(|p| p.0).max().unwrap_or(0),
-            outputs: if back { self.products().map(|p| p.1).max().unwrap_or(0) } else { 0 },
+            inputs: self.sites.iter().map(|s| s.inputs).max().unwrap_or(0),
+            outputs: if head_back > 0 { inner.map(|s| s.outputs).max().unwrap_or(0) } else { 0 },
+            head_back: (head_back, if head_back > 0 { self.vocabulary } else { 0 }),
             hidden,
             head: self.attention.head,
             group: self.attention.heads / self.attention.key_heads,

@@ -144,7 +144,7 @@ impl Options {
             columns: program.columns(),
             frames: 1,
             back: false,
-            needs: program.needs(self.rows, self.threads, false, self.hidden, &storage),
+            needs: program.needs(self.rows, self.threads, 0, self.hidden, &storage),
             kv: program.kv_shape(self.kv, program.segments.len()),
             // every sequence may leave most of its last tile empty
             tiles: Pool::tiles_for(self.positions) + self.sequences,

@@ -23,6 +23,8 @@ pub trait Delta: Sync {
     fn width(&self, site: Site) -> usize;
 
     /// Writes hidden units `units` of each row of `x` (rows `first_row..` of the batch) into `h`, `[rows][units]`.
+    /// `spare` is memory of the calling member.
+    #[allow(clippy::too_many_arguments)]
     fn prepare(
         &self,
         level: Level,
@@ -31,6 +33,7 @@ pub trait Delta: Sync {
         x: Mat<'_>,
         units: Range<usize>,
         h: &mut [f32],
+        spare: &mut Vec<f32>,
     );
 
     /// Changes rows `rows` of `y`, which hold the base's outputs `first..`. Row i of the block has the hidden numbers
@@ -49,12 +52,12 @@ pub trait Delta: Sync {
     );
 }
 
-/// The training side of a layer.
+/// The training side of a layer. Its gradients lie behind locks of its own, so that the layer can be worn meanwhile.
 pub trait Backward {
     /// Whether the layer learns anything at this site.
     fn learns(&self, site: Site) -> bool;
 
     /// Adds the layer's gradients at `site`, from its input and the gradient of its output, and its share of the
     /// gradient of the input if that is wanted.
-    fn backward(&mut self, host: &mut Host<'_>, site: Site, x: Mat<'_>, dy: Mat<'_>, dx: Option<MatMut<'_>>);
+    fn backward(&self, host: &mut Host<'_>, site: Site, x: Mat<'_>, dy: Mat<'_>, dx: Option<MatMut<'_>>);
 }

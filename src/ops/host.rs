@@ -105,7 +105,7 @@ pub struct Host<'a> {
     /// Registers whose gradient something below will use, in a backward pass; all if absent.
     pub wanted: Option<&'a [bool]>,
     /// The layer being trained, in a backward pass.
-    pub learner: Option<&'a mut (dyn Backward + 'a)>,
+    pub learner: Option<&'a dyn Backward>,
 }
 
 impl<'a> Host<'a> {

@@ -100,11 +100,8 @@ pub(crate) fn product_back(
     dy: Mat<'_>,
     mut dx: Option<MatMut<'_>>,
 ) {
-    if let Some(learner) = host.learner.take() {
-        if learner.learns(site) {
-            learner.backward(host, site, x, dy, dx.as_mut().map(|dx| dx.again()));
-        }
-        host.learner = Some(learner);
+    if let Some(learner) = host.learner.filter(|l| l.learns(site)) {
+        learner.backward(host, site, x, dy, dx.as_mut().map(|dx| dx.again()));
     }
     if let Some(dx) = dx {
         backward(host, matrix, dy, dx);
@@ -197,16 +194,9 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 let rows = &batch.pieces[piece];
                 let Some(delta) = batch.span_of(rows.start).delta else { continue };
                 let mut worker = scratch.workers.get(member);
-                hidden_part(
-                    level,
-                    delta,
-                    &tasks,
-                    x.part(rows.clone()),
-                    rows.start,
-                    first,
-                    &mut block,
-                    &mut worker.spare,
-                );
+                let worker = &mut *worker;
+                let (x, memory) = (x.part(rows.clone()), (&mut worker.tile[..], &mut worker.spare));
+                hidden_part(level, delta, &tasks, x, rows.start, first, &mut block, memory);
             }
         };
         if grains == [false; 2] && layers.is_none() {
@@ -284,7 +274,7 @@ fn hidden_part(
     first_row: usize,
     first: usize,
     block: &mut Block<'_>,
-    spare: &mut Vec<f32>,
+    (tile, spare): (&mut [f32], &mut Vec<f32>),
 ) {
     let end = first + block.row(0).len();
     for task in tasks.iter().flatten() {
@@ -294,10 +284,9 @@ fn hidden_part(
             continue;
         }
         let units = from - task.hidden..to - task.hidden;
-        spare.clear();
-        spare.resize(x.rows() * units.len(), 0.0);
-        delta.prepare(level, task.site, first_row, x, units.clone(), spare);
-        for (i, h) in spare.chunks_exact(units.len()).enumerate() {
+        let part = &mut tile[..x.rows() * units.len()];
+        delta.prepare(level, task.site, first_row, x, units.clone(), part, spare);
+        for (i, h) in part.chunks_exact(units.len()).enumerate() {
             block.row(i)[from - first..to - first].copy_from_slice(h);
         }
     }

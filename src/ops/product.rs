@@ -38,29 +38,33 @@ pub fn add_product(
     if m == 0 || k == 0 {
         return;
     }
-    let rows = [0..m];
-    let grid = Grid::new([c], &rows, [WIDTH]);
+    let rows = 0..m;
+    let grid = Grid::new([c], std::slice::from_ref(&rows), [WIDTH]);
     host.team.run(&|member| {
         let worker = &mut *scratch.workers.get(member);
         while let Some((_, [first], [mut block])) = grid.next() {
             let width = block.row(0).len();
-            worker.spare.clear();
-            worker.spare.resize(per * (DEPTH + WIDTH), 0.0);
-            let (packed, tile) = worker.spare.split_at_mut(per * DEPTH);
-            for group in (0..m).step_by(per) {
-                let rows = per.min(m - group);
-                for i in 0..rows {
-                    tile[i * WIDTH..i * WIDTH + width].copy_from_slice(block.row(group + i));
+            let len = (per + WIDTH) * DEPTH + per * WIDTH;
+            worker.spare.resize(len.max(worker.spare.len()), 0.0);
+            let (packed, rest) = worker.spare.split_at_mut(per * DEPTH);
+            let (piece, tile) = rest.split_at_mut(WIDTH * DEPTH);
+            for from in (0..k).step_by(DEPTH) {
+                let cut = DEPTH.min(k - from);
+                // B's rows may lie a power of two apart: side by side they do not fight for the same cache lines.
+                for (p, to) in piece.chunks_exact_mut(WIDTH).enumerate().take(cut) {
+                    to[..width].copy_from_slice(&b[(from + p) * b_stride + first..][..width]);
                 }
-                for from in (0..k).step_by(DEPTH) {
-                    let cut = DEPTH.min(k - from);
+                for group in (0..m).step_by(per) {
+                    let rows = per.min(m - group);
                     let part = &a.data[group * a.row + from * a.step..];
                     gemm::pack(level, part, a.row, a.step, rows, cut, scale, packed);
-                    let b = &b[from * b_stride + first..];
-                    gemm::add(level, rows, width, &packed[..cut * per], b, b_stride, tile, WIDTH);
-                }
-                for i in 0..rows {
-                    block.row(group + i).copy_from_slice(&tile[i * WIDTH..i * WIDTH + width]);
+                    for i in 0..rows {
+                        tile[i * WIDTH..i * WIDTH + width].copy_from_slice(block.row(group + i));
+                    }
+                    gemm::add(level, rows, width, &packed[..cut * per], piece, WIDTH, tile, WIDTH);
+                    for i in 0..rows {
+                        block.row(group + i).copy_from_slice(&tile[i * WIDTH..i * WIDTH + width]);
+                    }
                 }
             }
         }

@@ -15,8 +15,10 @@ pub struct Needs {
     pub rows: usize,
     /// The longest input of a product.
     pub inputs: usize,
-    /// The longest output of a product that has a backward pass; 0 without one.
+    /// The longest output of a product inside a segment that has a backward pass; 0 without one.
     pub outputs: usize,
+    /// Rows and outputs of the head's backward pass, which takes fewer rows at a time.
+    pub head_back: (usize, usize),
     /// Hidden numbers per row of all layers around the products that share an input.
     pub hidden: usize,
     /// Columns per head.
@@ -29,6 +31,12 @@ pub struct Needs {
     pub small: bool,
     /// Some base matrix has 256-weight blocks.
     pub large: bool,
+}
+
+impl Needs {
+    fn back(&self) -> bool {
+        self.outputs > 0 || self.head_back.0 > 0
+    }
 }
 
 /// Rows of weights that one task of a large product takes.
@@ -150,7 +158,7 @@ impl Scratch {
         let some = |on: bool, grain: Grain| {
             Slots::new(if on { groups } else { 0 }, |_| Group::new(grain, columns, needs.inputs))
         };
-        let back = needs.outputs > 0;
+        let back = needs.back();
         let many = needs.rows > super::FEW;
         let lanes = panel::lanes(level);
         let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
@@ -175,16 +183,31 @@ impl Scratch {
                 attend: Attending::new(needs.head, back),
             }),
             hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.hidden]),
-            packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |_| {
-                vec![0.0; needs.outputs * gemm::rows(level)]
+            packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |i| {
+                vec![0.0; Self::packed(level, needs, i)]
             }),
         }
     }
 
+    /// Numbers in the i-th group of packed gradients.
+    fn packed(level: Level, needs: Needs, i: usize) -> usize {
+        let per = gemm::rows(level);
+        let (rows, outputs) = needs.head_back;
+        per * needs.outputs.max(if i < rows.div_ceil(per) { outputs } else { 0 })
+    }
+
     /// Outputs of a member's largest task: many rows, few rows, or a piece of a gradient.
     fn tile(rows: usize, needs: Needs) -> usize {
-        let back = if needs.outputs > 0 { needs.rows * BACK.1 } else { 0 };
+        let back = if needs.back() { needs.rows * BACK.1 } else { 0 };
         (rows * TASK).max(super::FEW * FEW_WIDTH).max(back)
+    }
+
+    /// Lends `len` numbers of a member's spare memory (whatever they hold).
+    pub fn with_spare<T>(&self, member: usize, len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+        let mut worker = self.workers.get(member);
+        let spare = &mut worker.spare;
+        spare.resize(len.max(spare.len()), 0.0);
+        f(&mut spare[..len])
     }
 
     /// What it was planned for.
@@ -199,7 +222,7 @@ impl Scratch {
         let group = |grain: Grain| columns * (k + 4 * k / grain.len() as u64 + 4 * k / 32);
         let groups = needs.rows.div_ceil(acts::columns(level)).max(1) as u64;
         let lanes = panel::lanes(level);
-        let (back, many) = (needs.outputs > 0, needs.rows > super::FEW);
+        let (back, many) = (needs.back(), needs.rows > super::FEW);
         let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
         let mut worker = 4 * Self::tile(rows, needs);
         if many {
@@ -217,7 +240,8 @@ impl Scratch {
         total += groups * if needs.large { group(Grain::Large) } else { 0 };
         total += 4 * (needs.rows * needs.hidden) as u64;
         if back {
-            total += 4 * (needs.rows.next_multiple_of(gemm::rows(level)) * needs.outputs) as u64;
+            let groups = needs.rows.div_ceil(gemm::rows(level));
+            total += (0..groups).map(|i| 4 * Self::packed(level, needs, i) as u64).sum::<u64>();
         }
         total
     }

@@ -1,0 +1,368 @@
+//! LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021), with the scale of rsLoRA
+//! (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+//!
+//! # Forward
+//! ```text
+//! h = drop(x)·Aᵀ            y = W·x + s·h·Bᵀ            s = α/r, or α/√r
+//! ```
+//! # Backward
+//! ```text
+//! dh = s·dy·B    dB += s·dyᵀ·h    dA += dhᵀ·drop(x)    dx += drop′(dh·A)
+//! ```
+//! # Shapes
+//! A `[r][inputs]`; B `[outputs][r]`, kept transposed, `[r][outputs]`, so that both halves stream along rows.
+//!
+//! Dropout draws its mask from a hash of (seed, step, site, row, column): recomputing a segment draws the same one.
+
+use crate::error::{Error, Findings, Kind, Place, Result};
+use crate::model::program::Program;
+use crate::ops::{Backward, Delta, Factor, Host, Site, add_product};
+use crate::rng::{Rng, hash};
+use crate::tensor::{Block, Grid, Mat, MatMut, Slots};
+use onlay_kernels::dense::{Dense, product};
+use onlay_kernels::{Level, gemm};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a LoRA at one site is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// Rank r.
+    pub rank: usize,
+    /// Inputs of the product.
+    pub inputs: usize,
+    /// Outputs of the product.
+    pub outputs: usize,
+    /// s, what h·Bᵀ is multiplied with.
+    pub scale: f32,
+}
+
+impl Part {
+    /// Numbers in A and B.
+    pub fn len(&self) -> usize {
+        self.rank * (self.inputs + self.outputs)
+    }
+
+    /// Whether it has no numbers.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How inputs are dropped while training.
+#[derive(Debug, Default)]
+struct Dropout {
+    /// Of 65,536 inputs, how many are dropped.
+    rate: u64,
+    seed: u64,
+    /// Which pass draws: set before every micro-batch.
+    pass: AtomicU64,
+}
+
+/// Low-rank layers at some sites of one program.
+#[derive(Debug)]
+pub struct Lora {
+    parts: Vec<Option<Part>>,
+    /// For each site: A, then B transposed.
+    params: Slots<Vec<f32>>,
+    grads: Option<Slots<Vec<f32>>>,
+    dropout: Dropout,
+    /// Memory of the backward pass: h, dh, and dropped inputs.
+    memory: Slots<Vec<f32>>,
+}
+
+impl Lora {
+    /// The layer with the given parts (one entry per site of the program), all numbers zero.
+    pub fn new(parts: Vec<Option<Part>>) -> Self {
+        let params = Slots::new(parts.len(), |i| vec![0.0; parts[i].map_or(0, |p: Part| p.len())]);
+        Lora { parts, params, grads: None, dropout: Dropout::default(), memory: Slots::default() }
+    }
+
+    /// PEFT's start: A uniform in ±1/√inputs, B zero; so the layer changes nothing yet.
+    pub fn start(&mut self, rng: &mut Rng) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            let mut numbers = self.params.get(i);
+            let (a, b) = numbers.split_at_mut(part.rank * part.inputs);
+            let bound = 1.0 / (part.inputs as f32).sqrt();
+            a.iter_mut().for_each(|v| *v = (2.0 * rng.uniform() - 1.0) * bound);
+            b.fill(0.0);
+        }
+    }
+
+    /// Makes it learn: gradients, and the memory of a backward pass over up to `rows` rows. A share `dropout` of the
+    /// inputs is dropped, drawn from `seed`.
+    ///
+    /// # Errors
+    /// `Argument` for a share outside 0..1.
+    pub fn learn(&mut self, rows: usize, dropout: f64, seed: u64) -> Result<()> {
+        if !(0.0..1.0).contains(&dropout) {
+            return Err(Error::expected(Kind::Argument, "dropout", "at least 0 and below 1", dropout));
+        }
+        self.dropout = Dropout { rate: (dropout * 65_536.0).round() as u64, seed, pass: AtomicU64::new(0) };
+        let sizes = self.memory_sizes(rows);
+        self.memory = Slots::new(3, |i| vec![0.0; sizes[i]]);
+        self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, |p| p.len())]));
+        Ok(())
+    }
+
+    fn memory_sizes(&self, rows: usize) -> [usize; 3] {
+        let most = |f: fn(&Part) -> usize| self.parts.iter().flatten().map(f).max().unwrap_or(0);
+        let (rank, inputs) = (most(|p| p.rank), most(|p| p.inputs));
+        [rows * rank, rows * rank, if self.dropout.rate > 0 { rows * inputs } else { 0 }]
+    }
+
+    /// Bytes of the parameters, and of what training adds to them: gradients, two moments, the backward pass.
+    pub fn bytes(&self, rows: usize, dropout: bool) -> (u64, u64) {
+        let params = 4 * self.len() as u64;
+        let [h, dh, _] = self.memory_sizes(rows);
+        let inputs = self.parts.iter().flatten().map(|p| p.inputs).max().unwrap_or(0);
+        let dropped = if dropout { rows * inputs } else { 0 };
+        (params, 3 * params + 4 * (h + dh + dropped) as u64)
+    }
+
+    /// What is at each site.
+    pub fn parts(&self) -> &[Option<Part>] {
+        &self.parts
+    }
+
+    /// All numbers together.
+    pub fn len(&self) -> usize {
+        self.parts.iter().flatten().map(Part::len).sum()
+    }
+
+    /// Whether it has no part.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A `[r][inputs]` and B transposed `[r][outputs]` of a site, side by side; empty where there is no part.
+    pub fn params(&self) -> &Slots<Vec<f32>> {
+        &self.params
+    }
+
+    /// Gradients, laid out as the parameters. Panics before [`Lora::learn`].
+    pub fn grads(&self) -> &Slots<Vec<f32>> {
+        self.grads.as_ref().expect("a layer that learns has gradients")
+    }
+
+    /// Sets which draw of dropout the next passes use.
+    pub fn set_pass(&self, pass: u64) {
+        self.dropout.pass.store(pass, Ordering::Relaxed);
+    }
+
+    /// Rows of A at a site, one by one.
+    pub fn a_row(&self, site: Site, i: usize, out: &mut [f32]) {
+        let part = self.part(site).expect("a part");
+        out.copy_from_slice(&self.params.read(site.0 as usize)[i * part.inputs..(i + 1) * part.inputs]);
+    }
+
+    /// Checks that every part fits the program's product at its site.
+    ///
+    /// # Errors
+    /// All that do not.
+    pub fn check(&self, program: &Program) -> Result<()> {
+        let mut wrong = Findings::default();
+        for (part, site) in self.parts.iter().zip(&program.sites) {
+            let Some(p) = part else { continue };
+            let (found, expected) = ((p.inputs, p.outputs), (site.inputs, site.outputs));
+            if found != expected {
+                let place = Place::Tensor(site.name.clone());
+                let text = |(i, o)| format!("{i} inputs and {o} outputs");
+                wrong.push(Error::expected(Kind::Mismatch, "layer", text(expected), text(found)).at(place));
+            }
+            if p.rank == 0 || p.rank > p.inputs.min(p.outputs) {
+                let place = Place::Tensor(site.name.clone());
+                let most = format!("1 to {}", p.inputs.min(p.outputs));
+                wrong.push(Error::expected(Kind::Argument, "rank", most, p.rank).at(place));
+            }
+        }
+        wrong.refuse("the layer does not fit this base")
+    }
+
+    fn part(&self, site: Site) -> Option<&Part> {
+        self.parts.get(site.0 as usize)?.as_ref()
+    }
+
+    /// Writes `x`, the columns from `at` (a multiple of 4) on of row `row` of the batch, with dropped inputs set to 0
+    /// and the others raised to keep the mean. Linear, so gradients go through it too.
+    fn drop_into(&self, site: Site, row: usize, at: usize, x: &[f32], to: &mut [f32]) {
+        let d = &self.dropout;
+        let pass = d.pass.load(Ordering::Relaxed);
+        let keep = 65_536.0 / (65_536 - d.rate) as f32;
+        for (i, (x, to)) in x.chunks(4).zip(to.chunks_mut(4)).enumerate() {
+            let mut draw = hash(d.seed, &[pass, u64::from(site.0), row as u64, (at / 4 + i) as u64]);
+            for (x, to) in x.iter().zip(to) {
+                *to = if draw & 0xffff < d.rate { 0.0 } else { keep * x };
+                draw >>= 16;
+            }
+        }
+    }
+}
+
+impl Delta for Lora {
+    fn width(&self, site: Site) -> usize {
+        self.part(site).map_or(0, |p| p.rank)
+    }
+
+    fn prepare(
+        &self,
+        level: Level,
+        site: Site,
+        first_row: usize,
+        x: Mat<'_>,
+        units: Range<usize>,
+        h: &mut [f32],
+        spare: &mut Vec<f32>,
+    ) {
+        let part = self.part(site).expect("asked only where it has a width");
+        let params = self.params.read(site.0 as usize);
+        let k = part.inputs;
+        let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
+        if self.dropout.rate == 0 || self.grads.is_none() {
+            product(level, Dense::F32, a, 4 * k, x.data(), k, h, units.len());
+        } else {
+            spare.resize(k.max(spare.len()), 0.0);
+            for (i, h) in h.chunks_exact_mut(units.len()).enumerate() {
+                self.drop_into(site, first_row + i, 0, x.row(i), &mut spare[..k]);
+                product(level, Dense::F32, a, 4 * k, &spare[..k], k, h, units.len());
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        level: Level,
+        site: Site,
+        h: &[f32],
+        stride: usize,
+        first: usize,
+        y: &mut Block<'_>,
+        rows: Range<usize>,
+        spare: &mut Vec<f32>,
+    ) {
+        let part = self.part(site).expect("asked only where it has a width");
+        low_rank(
+            level,
+            part,
+            part.scale,
+            &self.params.read(site.0 as usize),
+            h,
+            stride,
+            first,
+            y,
+            rows,
+            spare,
+        );
+    }
+}
+
+/// `y += scale·h·Bᵀ` for some rows and the outputs from `first` on.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn low_rank(
+    level: Level,
+    part: &Part,
+    scale: f32,
+    params: &[f32],
+    h: &[f32],
+    stride: usize,
+    first: usize,
+    y: &mut Block<'_>,
+    rows: Range<usize>,
+    spare: &mut Vec<f32>,
+) {
+    let b = &params[part.rank * part.inputs..];
+    let (per, width) = (gemm::rows(level), y.row(rows.start).len());
+    let len = per * (part.rank + width);
+    spare.resize(len.max(spare.len()), 0.0);
+    let (packed, tile) = spare.split_at_mut(per * part.rank);
+    for group in rows.clone().step_by(per) {
+        let m = per.min(rows.end - group);
+        let h = &h[(group - rows.start) * stride..];
+        gemm::pack(level, h, stride, 1, m, part.rank, scale, packed);
+        for i in 0..m {
+            tile[i * width..(i + 1) * width].copy_from_slice(y.row(group + i));
+        }
+        gemm::add(level, m, width, packed, &b[first..], part.outputs, tile, width);
+        for i in 0..m {
+            y.row(group + i).copy_from_slice(&tile[i * width..(i + 1) * width]);
+        }
+    }
+}
+
+impl Backward for Lora {
+    fn learns(&self, site: Site) -> bool {
+        self.grads.is_some() && self.part(site).is_some()
+    }
+
+    fn backward(&self, host: &mut Host<'_>, site: Site, x: Mat<'_>, dy: Mat<'_>, dx: Option<MatMut<'_>>) {
+        let part = *self.part(site).expect("asked only where it learns");
+        let Part { rank, inputs, outputs, scale } = part;
+        let (level, n, i) = (host.level, x.rows(), site.0 as usize);
+        let params = self.params.read(i);
+        let (a, b) = params.split_at(rank * inputs);
+        let mut grads = self.grads().get(i);
+        let (da, db) = grads.split_at_mut(rank * inputs);
+        let (mut h, mut dh, mut dropped) = (self.memory.get(0), self.memory.get(1), self.memory.get(2));
+        let (h, dh) = (&mut h[..n * rank], &mut dh[..n * rank]);
+        let dropping = self.dropout.rate > 0;
+        let dropped = &mut dropped[..if dropping { n * inputs } else { 0 }];
+        if dropping {
+            each_row(host, dropped, inputs, |row, to| self.drop_into(site, row, 0, x.row(row), to));
+        }
+        let input = if dropping { Mat::new(dropped, inputs) } else { x };
+        rows_times(host, input, a, h, rank);
+        rows_times(host, dy, b, dh, rank);
+        dh.iter_mut().for_each(|v| *v *= scale);
+        // dB (transposed) [r][outputs] += s·hᵀ·dy
+        let transposed = Factor { data: h, row: 1, step: rank };
+        add_product(host, scale, transposed, n, dy.data(), outputs, MatMut::new(db, outputs));
+        let transposed = Factor { data: dh, row: 1, step: rank };
+        add_product(host, 1.0, transposed, n, input.data(), inputs, MatMut::new(da, inputs));
+        let Some(mut dx) = dx else { return };
+        let straight = Factor { data: dh, row: rank, step: 1 };
+        if dropping {
+            dropped.fill(0.0);
+            add_product(host, 1.0, straight, rank, a, inputs, MatMut::new(dropped, inputs));
+            let through = Mat::new(dropped, inputs);
+            each_row(host, dx.again().data(), inputs, |row, dx| {
+                let mut piece = [0.0; 256];
+                for (i, (dx, from)) in dx.chunks_mut(256).zip(through.row(row).chunks(256)).enumerate() {
+                    let piece = &mut piece[..dx.len()];
+                    self.drop_into(site, row, 256 * i, from, piece);
+                    onlay_kernels::math::add_scaled(level, 1.0, piece, dx);
+                }
+            });
+        } else {
+            add_product(host, 1.0, straight, rank, a, inputs, dx);
+        }
+    }
+}
+
+/// `f(row, numbers)` for every row, spread over the team.
+fn each_row(host: &mut Host<'_>, rows: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    let pieces = crate::tensor::Chunks::new([rows], width);
+    host.team.run(&|_| {
+        while let Some((i, [row])) = pieces.next() {
+            f(i, row);
+        }
+    });
+}
+
+/// `out [n][r] = x [n][k]·Wᵀ` for a small W `[r][k]` of f32, spread over the team by rows of x.
+fn rows_times(host: &mut Host<'_>, x: Mat<'_>, w: &[f32], out: &mut [f32], r: usize) {
+    let (level, k, pieces) = (host.level, x.cols(), host.batch.pieces);
+    let (grid, scratch) = (Grid::new([MatMut::new(out, r)], pieces, [r]), host.scratch);
+    host.team.run(&|member| {
+        while let Some((piece, _, [mut block])) = grid.next() {
+            let rows = pieces[piece].clone();
+            scratch.with_spare(member, rows.len() * r, |tile| {
+                let (x, w) = (x.part(rows.clone()).data(), bytemuck::cast_slice(w));
+                product(level, Dense::F32, w, 4 * k, x, k, tile, r);
+                for (i, row) in tile.chunks_exact(r).enumerate() {
+                    block.row(i).copy_from_slice(row);
+                }
+            });
+        }
+    });
+}

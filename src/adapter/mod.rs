@@ -1,0 +1,5 @@
+//! Layers: one file per method, and their files on disk.
+
+mod lora;
+
+pub use lora::{Lora, Part};

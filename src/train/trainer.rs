@@ -1,0 +1,535 @@
+//! Learning: forward as the server does it, loss, backward segment by segment, one optimiser step per window.
+//!
+//! ```text
+//! window:   some micro-batches of whole sequences
+//! loss      L = (1/N) Σ over the N trained tokens of the window of −log p(token | those before)
+//! forward   residual streams between segments are kept; with `Keep::Registers` also every register
+//! head      only rows that are trained reach it, some at a time: logits, loss, gradient, gone
+//! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
+//! ```
+
+use super::schedule::Recipe;
+use crate::adapter::Lora;
+use crate::backend::{Backend, Machine, Plan};
+use crate::error::{Error, Kind, Place, Result};
+use crate::model::{Memory, Model, View};
+use crate::ops::kv::{Pool, Precision};
+use crate::ops::{Attend, Batch, Delta, Needs, Site, Span, Step, Turns};
+use crate::tensor::{Chunks, Register, Slots, Team};
+use onlay_kernels::norm::{rms_norm, rms_norm_grad};
+use onlay_kernels::{Level, adam, math, softmax};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The most sequences in one micro-batch.
+pub const MOST_SEQUENCES: usize = 256;
+
+/// Rows of the head computed at a time.
+const HEAD_ROWS: usize = 64;
+
+/// A sequence to learn from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Which tokens are predicted and counted; the first never is.
+    pub trained: Vec<bool>,
+}
+
+impl Example {
+    /// Rows it takes in a batch: the last token predicts nothing.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+
+    /// Tokens that are predicted and counted.
+    pub fn count(&self) -> usize {
+        self.trained.iter().skip(1).filter(|t| **t).count()
+    }
+}
+
+/// What is kept between forward and backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// The residual stream before every segment; the rest is computed again.
+    Streams,
+    /// Every register of every segment that has a backward pass: a third less time, several times the memory.
+    Registers,
+}
+
+/// What a trainer is planned for.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Instructions to use.
+    pub level: Level,
+    /// Threads.
+    pub threads: usize,
+    /// The most rows of a micro-batch.
+    pub rows: usize,
+    /// The longest sequence.
+    pub context: usize,
+    /// The most sequences of a micro-batch.
+    pub sequences: usize,
+    /// Rounding of keys and values: that of serving.
+    pub kv: Precision,
+    /// What is kept for the backward pass.
+    pub keep: Keep,
+}
+
+/// What one window of micro-batches gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over the trained tokens, before the update.
+    pub loss: f64,
+    /// Trained tokens.
+    pub tokens: usize,
+    /// Global norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub rate: f64,
+}
+
+/// A layer that learns over a frozen base.
+pub struct Trainer {
+    model: Arc<Model>,
+    options: TrainOptions,
+    backend: Box<dyn Backend>,
+    turns: Turns,
+    layer: Arc<Lora>,
+    moments: [Slots<Vec<f32>>; 2],
+    steps: u64,
+    passes: u64,
+    /// The first segment that has a backward pass.
+    lowest: usize,
+    /// Registers of that segment whose gradients are of use.
+    wanted: Vec<bool>,
+    memory: Buffers,
+}
+
+/// Memory between the backend's steps.
+struct Buffers {
+    tokens: Vec<u32>,
+    pieces: Vec<Range<usize>>,
+    tiles: Vec<Vec<u32>>,
+    /// Residual streams: before each segment from the lowest on, then the last.
+    streams: Vec<Vec<f32>>,
+    /// The gradient of the stream.
+    d_stream: Vec<f32>,
+    /// Rows of the batch whose next token is trained, and that token.
+    targets: Vec<(usize, u32)>,
+    head_x: Vec<f32>,
+    head_dx: Vec<f32>,
+    logits: Vec<f32>,
+    losses: Slots<f64>,
+}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trainer on {} after {} steps", self.backend.name(), self.steps)
+    }
+}
+
+/// The first segment with a backward pass, and the registers in it whose gradients lead to a part of the layer.
+fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
+    let program = model.program();
+    let learned: Vec<bool> = layer.parts().iter().map(Option::is_some).collect();
+    let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
+    let lowest = segments.min().unwrap_or(program.segments.len());
+    let mut wanted = vec![false; program.registers.len()];
+    if let Some(segment) = program.segments.get(lowest) {
+        for step in &segment.steps {
+            let from_below = step.operation().reads().iter().any(|r| wanted[usize::from(r.0)]);
+            let writes: Vec<Register> = match step {
+                Step::Linear(l) => {
+                    let here = |o: &&crate::ops::Output| from_below || learned[o.site.0 as usize];
+                    l.outputs.iter().filter(here).map(|o| o.to).collect()
+                }
+                other if from_below => other.operation().writes(),
+                _ => vec![],
+            };
+            for r in writes {
+                wanted[usize::from(r.0)] = true;
+            }
+        }
+    }
+    (lowest, wanted)
+}
+
+impl TrainOptions {
+    fn needs(&self, model: &Model, layer: &Lora) -> Needs {
+        let hidden = model.program().widest(|site| layer.width(site));
+        let head = HEAD_ROWS.min(self.rows);
+        model.program().needs(self.rows, self.threads, head, hidden, &model.bound().storage())
+    }
+
+    fn plan(&self, model: &Model, layer: &Lora) -> Plan {
+        let (lowest, _) = reach(model, layer);
+        let program = model.program();
+        let segments = program.segments.len();
+        let back = segments - lowest;
+        let (frames, layers) = match self.keep {
+            Keep::Streams => (1, 1),
+            Keep::Registers => (back.max(1), segments),
+        };
+        Plan {
+            level: self.level,
+            columns: program.columns(),
+            frames,
+            back: true,
+            needs: self.needs(model, layer),
+            kv: program.kv_shape(self.kv, layers),
+            tiles: Pool::tiles_for(self.rows) + self.sequences,
+        }
+    }
+}
+
+impl Trainer {
+    /// The bytes [`Trainer::new`] will hold, besides the map and the layer's own parameters.
+    pub fn plan(model: &Model, layer: &Lora, dropout: bool, options: &TrainOptions) -> Memory {
+        let program = model.program();
+        let plan = options.plan(model, layer);
+        let (lowest, _) = reach(model, layer);
+        let stream = 4 * (options.rows * program.width) as u64;
+        let head = HEAD_ROWS.min(options.rows) as u64;
+        let (params, learning) = layer.bytes(options.rows, dropout);
+        Memory {
+            parts: vec![
+                ("layer", params),
+                ("gradients and moments", learning),
+                ("keys and values", plan.kv_bytes()),
+                ("activations and their gradients", plan.frame_bytes()),
+                ("residual streams", stream * (program.segments.len() - lowest + 2) as u64),
+                ("inside operations", plan.scratch_bytes()),
+                ("logits", 4 * head * (program.vocabulary + 2 * program.width) as u64),
+                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.context)),
+                ("norms and biases", model.bound().vector_bytes()),
+            ],
+        }
+    }
+
+    /// Allocates what the plan says; later steps allocate nothing. `layer` must have been told to learn, for at least
+    /// as many rows ([`Lora::learn`]).
+    ///
+    /// # Errors
+    /// `Argument` for options out of range, `Mismatch` if the layer does not fit, `Memory` if the system does not give
+    /// what is planned.
+    pub fn new(model: Arc<Model>, layer: Arc<Lora>, options: TrainOptions) -> Result<Self> {
+        for (name, value) in
+            [("rows", options.rows), ("context", options.context), ("sequences", options.sequences)]
+        {
+            if value == 0 {
+                return Err(Error::expected(Kind::Argument, name, "at least 1", 0));
+            }
+        }
+        if options.sequences > MOST_SEQUENCES {
+            let most = format!("at most {MOST_SEQUENCES}");
+            return Err(Error::expected(
+                Kind::Argument,
+                "sequences of a micro-batch",
+                most,
+                options.sequences,
+            ));
+        }
+        layer.check(model.program())?;
+        let program = model.program();
+        let machine = Machine::new(&options.plan(&model, &layer), Team::new(options.threads)?)?;
+        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
+        let (lowest, wanted) = reach(&model, &layer);
+        let head = HEAD_ROWS.min(options.rows);
+        let stream = options.rows * program.width;
+        let zeros = |i: usize| vec![0.0; layer.parts()[i].map_or(0, |p| p.len())];
+        let memory = Buffers {
+            tokens: Vec::with_capacity(options.rows),
+            pieces: Vec::with_capacity(options.rows),
+            tiles: (0..options.sequences)
+                .map(|_| Vec::with_capacity(Pool::tiles_for(options.context)))
+                .collect(),
+            streams: (lowest..=program.segments.len()).map(|_| vec![0.0; stream]).collect(),
+            d_stream: vec![0.0; stream],
+            targets: Vec::with_capacity(options.rows),
+            head_x: vec![0.0; head * program.width],
+            head_dx: vec![0.0; head * program.width],
+            logits: vec![0.0; head * program.vocabulary],
+            losses: Slots::new(head, |_| 0.0),
+        };
+        Ok(Trainer {
+            backend: Box::new(machine),
+            turns,
+            moments: [Slots::new(layer.parts().len(), zeros), Slots::new(layer.parts().len(), zeros)],
+            steps: 0,
+            passes: 0,
+            lowest,
+            wanted,
+            memory,
+            model,
+            layer,
+            options,
+        })
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &Arc<Lora> {
+        &self.layer
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Optimiser steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Moments of the optimiser, first and second, laid out as the parameters.
+    pub fn moments(&self) -> &[Slots<Vec<f32>>; 2] {
+        &self.moments
+    }
+
+    /// Continues from a checkpoint: how many steps were taken, and how many passes were drawn for dropout.
+    pub fn set_progress(&mut self, steps: u64, passes: u64) {
+        (self.steps, self.passes) = (steps, passes);
+    }
+
+    /// Passes drawn for dropout.
+    pub fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Mean loss over the trained tokens of `examples`, without learning, and how many there are. Sequences are taken
+    /// in micro-batches as they fit.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn evaluate(&mut self, examples: &[Example]) -> Result<(f64, usize)> {
+        let (mut loss, mut tokens) = (0.0, 0);
+        let mut at = 0;
+        while at < examples.len() {
+            let n = self.fitting(&examples[at..])?;
+            let part = &examples[at..at + n];
+            loss += self.pass(part, None)?;
+            tokens += part.iter().map(Example::count).sum::<usize>();
+            at += n;
+        }
+        Ok((loss / tokens.max(1) as f64, tokens))
+    }
+
+    /// How many of the examples fit one micro-batch.
+    ///
+    /// # Errors
+    /// `Data` if the first alone does not fit.
+    pub fn fitting(&self, examples: &[Example]) -> Result<usize> {
+        let mut rows = 0;
+        let fits = examples.iter().take(self.options.sequences).take_while(|e| {
+            rows += e.rows();
+            rows <= self.options.rows && e.rows() <= self.options.context
+        });
+        match fits.count() {
+            0 if !examples.is_empty() => Err(Error::expected(
+                Kind::Data,
+                "length of a sequence",
+                format!("at most {} tokens", self.options.rows.min(self.options.context) + 1),
+                examples[0].tokens.len(),
+            )),
+            n => Ok(n),
+        }
+    }
+
+    /// One optimiser step from a window of examples, taken in order in as many micro-batches as they need.
+    ///
+    /// # Errors
+    /// `Data` if no token is trained or a sequence does not fit; `Numeric` if the loss or a gradient is not finite
+    /// (the parameters have not changed then).
+    pub fn step(&mut self, examples: &[Example], recipe: &Recipe, of_steps: u64) -> Result<StepReport> {
+        let tokens: usize = examples.iter().map(Example::count).sum();
+        if tokens == 0 {
+            return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
+        }
+        for (i, _) in self.layer.parts().iter().enumerate().filter(|(_, p)| p.is_some()) {
+            self.layer.grads().get(i).fill(0.0);
+        }
+        let mut loss = 0.0;
+        let mut at = 0;
+        while at < examples.len() {
+            let n = self.fitting(&examples[at..])?;
+            self.passes += 1;
+            self.layer.set_pass(self.passes);
+            loss += self.pass(&examples[at..at + n], Some(1.0 / tokens as f32))?;
+            at += n;
+        }
+        let grad_norm = self.grad_norm()?;
+        let t = self.steps + 1;
+        let rate = recipe.rate_at(t, of_steps);
+        let with = recipe.adamw(t, rate, grad_norm);
+        let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
+        self.backend.each(layer.parts().len(), &|i| {
+            let (mut p, g) = (layer.params().get(i), layer.grads().read(i));
+            adam::adamw(level, with, &mut p, &g, &mut moments[0].get(i), &mut moments[1].get(i));
+        });
+        self.steps = t;
+        Ok(StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate })
+    }
+
+    fn grad_norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for (i, site) in self.model.program().sites.iter().enumerate() {
+            let squares = math::squares(self.options.level, &self.layer.grads().read(i));
+            if !squares.is_finite() {
+                let place = Place::Tensor(site.name.clone());
+                return Err(
+                    Error::expected(Kind::Numeric, "gradient of the layer", "finite", squares).at(place)
+                );
+            }
+            sum += squares;
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// One micro-batch: the sum of its losses; with `scale`, also the gradients of `scale ·` that sum.
+    fn pass(&mut self, examples: &[Example], scale: Option<f32>) -> Result<f64> {
+        for e in examples {
+            self.model.check_tokens(&e.tokens)?;
+        }
+        let mut tiles = std::mem::take(&mut self.memory.tiles);
+        for (tiles, e) in tiles.iter_mut().zip(examples) {
+            for _ in 0..Pool::tiles_for(e.rows()) {
+                tiles.push(self.backend.take_tile().expect("tiles for all rows and sequences were planned"));
+            }
+        }
+        let result = self.pass_over(examples, &tiles, scale);
+        for tiles in &mut tiles {
+            self.backend.give_tiles(tiles);
+        }
+        self.memory.tiles = tiles;
+        result
+    }
+
+    fn pass_over(&mut self, examples: &[Example], tiles: &[Vec<u32>], scale: Option<f32>) -> Result<f64> {
+        let Trainer { model, options, backend, turns, layer, lowest, wanted, memory, .. } = self;
+        let program = model.program();
+        let lowest = *lowest;
+        let layer: &Lora = layer;
+        let Buffers { tokens, pieces, streams, d_stream, targets, head_x, head_dx, logits, losses, .. } =
+            memory;
+        tokens.clear();
+        targets.clear();
+        let mut spans = [Span::NONE; MOST_SEQUENCES];
+        for ((span, e), tiles) in spans.iter_mut().zip(examples).zip(tiles) {
+            let first = tokens.len();
+            *span = Span { first, rows: e.rows(), position: 0, tiles, delta: Some(layer) };
+            tokens.extend_from_slice(&e.tokens[..e.rows()]);
+            for (i, trained) in e.trained.iter().enumerate().skip(1) {
+                if *trained {
+                    targets.push((first + i - 1, e.tokens[i]));
+                }
+            }
+        }
+        let spans = &spans[..examples.len()];
+        Batch::cut(
+            spans,
+            Attend::longest_piece(program.attention.heads / program.attention.key_heads),
+            pieces,
+        );
+        let batch = Batch { tokens, spans, pieces };
+        let view = View { model, turns };
+        let (n, width, segments) = (batch.rows(), program.width, program.segments.len());
+        let frame = |segment: usize| match options.keep {
+            Keep::Streams => 0,
+            Keep::Registers => segment.saturating_sub(lowest),
+        };
+
+        // Forward. streams[i] is the stream before segment lowest + i; the last is the end of the program.
+        backend.begin(n, 0);
+        backend.forward(&view, std::slice::from_ref(&program.embed), batch);
+        if lowest == 0 {
+            backend.save(program.residual, 0, &mut streams[0][..n * width]);
+        }
+        for (i, segment) in program.segments.iter().enumerate() {
+            if i > 0 && i <= lowest {
+                backend.copy(program.result, program.residual);
+            } else if i > lowest {
+                backend.begin(n, frame(i));
+                backend.load(program.residual, &streams[i - lowest][..n * width]);
+            }
+            backend.forward(&view, &segment.steps, batch);
+            if i + 1 >= lowest {
+                backend.save(program.result, 0, &mut streams[i + 1 - lowest][..n * width]);
+            }
+        }
+
+        // Head, over the rows that are trained.
+        let last = streams.last().expect("the end of the program is kept");
+        let norm = model.bound().vector(program.head.norm);
+        let at = (program.head.site, program.head.matrix);
+        d_stream[..n * width].fill(0.0);
+        let mut loss = 0.0;
+        let head_rows = head_x.len() / width;
+        for part in targets.chunks(head_rows) {
+            for ((row, _), to) in part.iter().zip(head_x.chunks_exact_mut(width)) {
+                let x = &last[row * width..(row + 1) * width];
+                rms_norm(options.level, x, norm, program.head.eps, to);
+            }
+            let m = part.len();
+            let whole = 0..m;
+            let span = [Span { first: 0, rows: m, delta: Some(layer as &dyn Delta), ..Span::NONE }];
+            let head = Batch {
+                tokens: &batch.tokens[..m.min(n)],
+                spans: &span,
+                pieces: std::slice::from_ref(&whole),
+            };
+            let (x, z) = (&head_x[..m * width], &mut logits[..m * program.vocabulary]);
+            backend.product(&view, head, at, x, z);
+            let rows = Chunks::new([&mut *z], program.vocabulary);
+            backend.each(m, &|_| {
+                let Some((i, [z])) = rows.next() else { return };
+                let target = part[i].1 as usize;
+                *losses.get(i) = match scale {
+                    Some(scale) => softmax::cross_entropy(options.level, z, target, scale),
+                    None => softmax::log_sum_exp(options.level, z) - f64::from(z[target]),
+                };
+            });
+            // summed in row order, whoever computed them
+            loss += (0..m).map(|i| *losses.read(i)).sum::<f64>();
+            if !loss.is_finite() {
+                return Err(Error::expected(Kind::Numeric, "loss", "a finite number", loss));
+            }
+            if scale.is_some() {
+                let dx = &mut head_dx[..m * width];
+                dx.fill(0.0);
+                backend.product_back(&view, head, at, x, z, Some(dx), layer);
+                for ((row, _), dx) in part.iter().zip(dx.chunks_exact(width)) {
+                    let rows = row * width..(row + 1) * width;
+                    let (x, d) = (&last[rows.clone()], &mut d_stream[rows]);
+                    rms_norm_grad(options.level, x, norm, program.head.eps, dx, d);
+                }
+            }
+        }
+        if scale.is_none() {
+            return Ok(loss);
+        }
+
+        // Backward, from the end to the lowest part of the layer.
+        for i in (lowest..segments).rev() {
+            let steps = &program.segments[i].steps;
+            backend.begin(n, frame(i));
+            if options.keep == Keep::Streams && i + 1 < segments {
+                backend.load(program.residual, &streams[i - lowest][..n * width]);
+                backend.forward(&view, steps, batch);
+            }
+            backend.clear_grads();
+            backend.load_grad(program.result, &d_stream[..n * width]);
+            let of_use = (i == lowest).then_some(&wanted[..]);
+            backend.backward(&view, steps, batch, of_use, layer);
+            if i > lowest {
+                backend.save_grad(program.residual, &mut d_stream[..n * width]);
+            }
+        }
+        Ok(loss)
+    }
+
+    /// Sites the layer has a part at.
+    pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
+        (0..).map(Site).zip(self.layer.parts()).filter(|(_, p)| p.is_some()).map(|(s, _)| s)
+    }
+}
