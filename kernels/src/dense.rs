@@ -11,6 +11,7 @@
 //! `w`: r rows of k elements, `row_bytes` apart; `x [n][k]`; `y[c·stride + r]`, overwritten.
 
 use crate::count::{Count, Four, One, Two};
+use crate::half::{f32_to_bf16, f32_to_f16};
 
 /// How an unquantized weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,20 @@ impl Dense {
         match self {
             Dense::F32 => 4,
             Dense::F16 | Dense::Bf16 => 2,
+        }
+    }
+}
+
+/// f32 to dense weights, rounded to nearest, ties to even. `out` has `x.len()` weights.
+pub fn encode(dense: Dense, x: &[f32], out: &mut [u8]) {
+    assert_eq!(out.len(), x.len() * dense.bytes());
+    match dense {
+        Dense::F32 => out.copy_from_slice(bytemuck::cast_slice(x)),
+        Dense::F16 | Dense::Bf16 => {
+            let narrow = if dense == Dense::F16 { f32_to_f16 } else { f32_to_bf16 };
+            for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
+                *out = narrow(*x).to_le_bytes();
+            }
         }
     }
 }

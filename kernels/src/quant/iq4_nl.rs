@@ -5,6 +5,8 @@
 //! qs [16] u8    w[i+16] = d·VALUES[qs[i] >> 4]        i in 0..16
 //! ```
 
+use super::q4_0::pairs;
+use super::search::{self, Ladder, Lanes, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -34,6 +36,47 @@ super::block_kernels!(Iq4Nl, {
     }
 });
 
+/// The code book as a ladder.
+pub(super) struct Table;
+
+impl Ladder for Table {
+    const LOW: f32 = VALUES[0] as f32;
+    const HIGH: f32 = VALUES[15] as f32;
+    #[inline(always)]
+    fn snap(v: f32) -> f32 {
+        let mut q = Self::LOW;
+        for k in 0..15 {
+            let (below, above) = (f32::from(VALUES[k]), f32::from(VALUES[k + 1]));
+            q += if v > (below + above) * 0.5 { above - below } else { 0.0 };
+        }
+        q
+    }
+    #[inline(always)]
+    fn code(v: f32) -> u8 {
+        let mut code = 0;
+        for k in 0..15 {
+            let (below, above) = (f32::from(VALUES[k]), f32::from(VALUES[k + 1]));
+            code += u8::from(v > (below + above) * 0.5);
+        }
+        code
+    }
+}
+
+const STARTS: Lanes = scale::starts::<Table>(-16.0, 8.0);
+
+impl search::Encode for Iq4Nl {
+    type Weights = [f32; 32];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 32]) -> Block {
+        let (d, q) = scale::block::<Table>(x, &STARTS);
+        let mut out = [0; 18];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..].copy_from_slice(&pairs(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
         let d = f16_to_f32(half_at(b, 0));
@@ -51,7 +94,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Small,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Iq4Nl>,
     decode_fast,
     dot,
     fill,

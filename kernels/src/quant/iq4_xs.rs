@@ -7,7 +7,10 @@
 //! qs       [128] u8   weight 32j + i: low nibble of qs[16j + i]; 32j + 16 + i: high nibble; i in 0..16
 //! ```
 
-use super::iq4_nl::VALUES;
+use super::iq4_nl::{Table, VALUES};
+use super::q4_0::pairs;
+use super::search::scale::Found;
+use super::search::{self, Lanes, Steps, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -45,6 +48,28 @@ super::super_kernels!(Iq4Xs, {
     }
 });
 
+const STARTS: Lanes = scale::starts::<Table>(-16.0, 8.0);
+
+impl search::Encode for Iq4Xs {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, s, q } = scale::super_block::<Table, Steps<-32, 31>, 32, 8>(x, &STARTS);
+        let mut out = [0; 136];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        let mut high = 0;
+        for (j, q) in q.as_chunks().0.iter().enumerate() {
+            let s = (s[j] + 32) as u16;
+            high |= s >> 4 << (2 * j);
+            out[4 + j / 2] |= (s as u8 & 15) << (4 * (j % 2));
+            out[8 + 16 * j..24 + 16 * j].copy_from_slice(&pairs(q));
+        }
+        out[2..4].copy_from_slice(&high.to_le_bytes());
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let d = f16_to_f32(half_at(b, 0));
@@ -64,7 +89,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Iq4Xs>,
     decode_fast,
     dot,
     fill,

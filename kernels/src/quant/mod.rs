@@ -22,6 +22,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod search;
 
 /// Every block format, in the order of their GGUF type numbers.
 pub static FORMATS: &[&Format] = &[

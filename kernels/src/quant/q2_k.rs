@@ -7,6 +7,8 @@
 //! m      f16
 //! ```
 
+use super::search::affine::Found;
+use super::search::{self, LANES, Steps, affine};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -49,6 +51,34 @@ super::super_kernels!(Q2K, {
     }
 });
 
+/// 256 quants of 2 bits in 64 bytes, as in `qs`.
+#[inline(always)]
+pub(super) fn quarters(q: &[u8; 256]) -> [u8; 64] {
+    core::array::from_fn(|i| {
+        let q = &q[128 * (i / 32) + i % 32..];
+        q[0] | q[32] << 2 | q[64] << 4 | q[96] << 6
+    })
+}
+
+const STARTS: [[f32; 2]; LANES] = affine::starts(-0.5, 0.5);
+
+impl search::Encode for Q2K {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, m, s, b, q } = affine::super_block::<Steps<0, 3>, Steps<0, 15>, 16, 16>(x, &STARTS);
+        let mut out = [0; 84];
+        for j in 0..16 {
+            out[j] = (s[j] | b[j] << 4) as u8;
+        }
+        out[16..80].copy_from_slice(&quarters(&q));
+        out[80..82].copy_from_slice(&d.to_le_bytes());
+        out[82..].copy_from_slice(&m.to_le_bytes());
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let (d, m) = (f16_to_f32(half_at(b, 80)), f16_to_f32(half_at(b, 82)));
@@ -67,7 +97,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q2K>,
     decode_fast,
     dot,
     fill,

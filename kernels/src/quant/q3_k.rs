@@ -7,6 +7,9 @@
 //! d      f16        w = d·(s − 32)·(q − 4)
 //! ```
 
+use super::q2_k::quarters;
+use super::search::scale::Found;
+use super::search::{self, Lanes, Steps, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -71,6 +74,30 @@ super::super_kernels!(Q3K, {
     }
 });
 
+const STARTS: Lanes = scale::starts::<Steps<-4, 3>>(-2.0, 1.0);
+
+impl search::Encode for Q3K {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, s, q } = scale::super_block::<Steps<-4, 3>, Steps<-32, 31>, 16, 16>(x, &STARTS);
+        let mut out = [0; 110];
+        for l in 0..32 {
+            for j in 0..8 {
+                out[l] |= q[32 * j + l] >> 2 << j;
+            }
+        }
+        out[32..96].copy_from_slice(&quarters(&q.map(|q| q & 3)));
+        for (j, s) in s.map(|s| (s + 32) as u8).into_iter().enumerate() {
+            out[96 + j % 8] |= (s & 15) << (4 * (j / 8));
+            out[104 + j % 4] |= s >> 4 << (2 * (j / 4));
+        }
+        out[108..].copy_from_slice(&d.to_le_bytes());
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let d = f16_to_f32(half_at(b, 108));
@@ -90,7 +117,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q3K>,
     decode_fast,
     dot,
     fill,

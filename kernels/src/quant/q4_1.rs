@@ -6,6 +6,8 @@
 //! qs [16] u8
 //! ```
 
+use super::q4_0::pairs;
+use super::search::{self, LANES, Steps, affine};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -36,6 +38,22 @@ super::block_kernels!(Q4_1, {
     }
 });
 
+const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);
+
+impl search::Encode for Q4_1 {
+    type Weights = [f32; 32];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 32]) -> Block {
+        let (d, m, q) = affine::block::<Steps<0, 15>>(x, &STARTS);
+        let mut out = [0; 20];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..4].copy_from_slice(&m.to_le_bytes());
+        out[4..].copy_from_slice(&pairs(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
         let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
@@ -53,7 +71,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Small,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q4_1>,
     decode_fast,
     dot,
     fill,

@@ -7,6 +7,8 @@
 //! qs     [128] u8    weight 64p + l: low nibble of qs[32p + l]; 64p + 32 + l: high nibble; l in 0..32
 //! ```
 
+use super::search::affine::Found;
+use super::search::{self, LANES, Steps, affine};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -58,6 +60,44 @@ super::super_kernels!(Q4K, {
     }
 });
 
+/// The inverse of [`scales_and_minima`].
+#[inline(always)]
+pub(super) fn pack_scales_and_minima(s: &[i32; 8], b: &[i32; 8]) -> [u8; 12] {
+    let mut out = [0; 12];
+    for j in 0..4 {
+        out[j] = (s[j] | s[j + 4] >> 4 << 6) as u8;
+        out[4 + j] = (b[j] | b[j + 4] >> 4 << 6) as u8;
+        out[8 + j] = (s[j + 4] & 15 | b[j + 4] << 4) as u8;
+    }
+    out
+}
+
+/// The lower four bits of 256 quants in 128 bytes, as in `qs`.
+#[inline(always)]
+pub(super) fn halves(q: &[u8; 256]) -> [u8; 128] {
+    core::array::from_fn(|i| {
+        let q = &q[64 * (i / 32) + i % 32..];
+        q[0] & 15 | q[32] << 4
+    })
+}
+
+const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);
+
+impl search::Encode for Q4K {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, m, s, b, q } = affine::super_block::<Steps<0, 15>, Steps<0, 63>, 32, 8>(x, &STARTS);
+        let mut out = [0; 144];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..4].copy_from_slice(&m.to_le_bytes());
+        out[4..16].copy_from_slice(&pack_scales_and_minima(&s, &b));
+        out[16..].copy_from_slice(&halves(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
@@ -76,7 +116,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q4K>,
     decode_fast,
     dot,
     fill,

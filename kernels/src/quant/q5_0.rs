@@ -6,6 +6,8 @@
 //! qs [16] u8    w       = d·(q − 16)
 //! ```
 
+use super::q4_0::pairs;
+use super::search::{self, Lanes, Steps, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -34,6 +36,32 @@ super::block_kernels!(Q5_0, {
     }
 });
 
+/// The fifth bits of 32 quants.
+#[inline(always)]
+pub(super) fn fifth_bits(q: &[u8; 32]) -> u32 {
+    let mut out = 0;
+    for i in 0..32 {
+        out |= u32::from(q[i] >> 4) << i;
+    }
+    out
+}
+
+const STARTS: Lanes = scale::starts::<Steps<-16, 15>>(-2.0, 1.0);
+
+impl search::Encode for Q5_0 {
+    type Weights = [f32; 32];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 32]) -> Block {
+        let (d, q) = scale::block::<Steps<-16, 15>>(x, &STARTS);
+        let mut out = [0; 22];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..6].copy_from_slice(&fifth_bits(&q).to_le_bytes());
+        out[6..].copy_from_slice(&pairs(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
         let d = f16_to_f32(half_at(b, 0));
@@ -53,7 +81,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Small,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q5_0>,
     decode_fast,
     dot,
     fill,

@@ -7,6 +7,9 @@
 //! qs [16] u8
 //! ```
 
+use super::q4_0::pairs;
+use super::q5_0::fifth_bits;
+use super::search::{self, LANES, Steps, affine};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -39,6 +42,23 @@ super::block_kernels!(Q5_1, {
     }
 });
 
+const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);
+
+impl search::Encode for Q5_1 {
+    type Weights = [f32; 32];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 32]) -> Block {
+        let (d, m, q) = affine::block::<Steps<0, 31>>(x, &STARTS);
+        let mut out = [0; 24];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..4].copy_from_slice(&m.to_le_bytes());
+        out[4..8].copy_from_slice(&fifth_bits(&q).to_le_bytes());
+        out[8..].copy_from_slice(&pairs(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
         let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
@@ -57,7 +77,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Small,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q5_1>,
     decode_fast,
     dot,
     fill,

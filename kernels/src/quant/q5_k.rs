@@ -8,7 +8,9 @@
 //! qs     [128] u8    as in Q4_K
 //! ```
 
-use super::q4_k::scales_and_minima;
+use super::q4_k::{halves, pack_scales_and_minima, scales_and_minima};
+use super::search::affine::Found;
+use super::search::{self, LANES, Steps, affine};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -59,6 +61,28 @@ super::super_kernels!(Q5K, {
     }
 });
 
+const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);
+
+impl search::Encode for Q5K {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, m, s, b, q } = affine::super_block::<Steps<0, 31>, Steps<0, 63>, 32, 8>(x, &STARTS);
+        let mut out = [0; 176];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..4].copy_from_slice(&m.to_le_bytes());
+        out[4..16].copy_from_slice(&pack_scales_and_minima(&s, &b));
+        for l in 0..32 {
+            for j in 0..8 {
+                out[16 + l] |= q[32 * j + l] >> 4 << j;
+            }
+        }
+        out[48..].copy_from_slice(&halves(&q));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let (d, m) = (f16_to_f32(half_at(b, 0)), f16_to_f32(half_at(b, 2)));
@@ -78,7 +102,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q5K>,
     decode_fast,
     dot,
     fill,

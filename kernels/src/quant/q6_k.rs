@@ -7,6 +7,8 @@
 //! d      f16         w = d·s·(q − 32)
 //! ```
 
+use super::search::scale::Found;
+use super::search::{self, Lanes, Steps, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -48,6 +50,30 @@ super::super_kernels!(Q6K, {
     }
 });
 
+const STARTS: Lanes = scale::starts::<Steps<-32, 31>>(-5.0, 0.5);
+
+impl search::Encode for Q6K {
+    type Weights = [f32; 256];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 256]) -> Block {
+        let Found { d, s, q } = scale::super_block::<Steps<-32, 31>, Steps<-128, 127>, 16, 16>(x, &STARTS);
+        let mut out = [0; 210];
+        for h in 0..2 {
+            let q = &q[128 * h..128 * h + 128];
+            for l in 0..32 {
+                let [a, b, c, d] = [q[l], q[32 + l], q[64 + l], q[96 + l]];
+                out[64 * h + l] = a & 15 | c << 4;
+                out[64 * h + 32 + l] = b & 15 | d << 4;
+                out[128 + 32 * h + l] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+            }
+        }
+        out[192..208].copy_from_slice(&s.map(|s| s as u8));
+        out[208..].copy_from_slice(&d.to_le_bytes());
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
         let d = f16_to_f32(half_at(b, 208));
@@ -67,7 +93,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Large,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q6K>,
     decode_fast,
     dot,
     fill,

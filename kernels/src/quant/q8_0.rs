@@ -5,6 +5,7 @@
 //! qs [32] i8
 //! ```
 
+use super::search::{self, Lanes, Steps, scale};
 use super::{Blocked, Format, half_at};
 use crate::acts::{Acts, Grain};
 use crate::half::f16_to_f32;
@@ -30,6 +31,21 @@ super::block_kernels!(Q8_0, {
     }
 });
 
+const STARTS: Lanes = scale::starts::<Steps<-127, 127>>(-8.0, 1.0);
+
+impl search::Encode for Q8_0 {
+    type Weights = [f32; 32];
+    type Block = Block;
+    #[inline(always)]
+    fn block(x: &[f32; 32]) -> Block {
+        let (d, q) = scale::block::<Steps<-127, 127>>(x, &STARTS);
+        let mut out = [0; 34];
+        out[..2].copy_from_slice(&d.to_le_bytes());
+        out[2..].copy_from_slice(&q.map(|q| q.wrapping_sub(127)));
+        out
+    }
+}
+
 fn decode(blocks: &[u8], out: &mut [f32]) {
     for (b, out) in bytemuck::cast_slice::<u8, Block>(blocks).iter().zip(out.as_chunks_mut::<32>().0) {
         let d = f16_to_f32(half_at(b, 0));
@@ -46,7 +62,7 @@ pub(super) static FORMAT: Format = Format {
     bytes: size_of::<Block>(),
     grain: Grain::Small,
     decode,
-    encode: |_, _| {},
+    encode: search::encode::<Q8_0>,
     decode_fast,
     dot,
     fill,
