@@ -1,7 +1,7 @@
 //! One thread: how fast does each format multiply, at each level?
 //!
 //! `dot`: GB/s of weights streamed from memory with one row of activations (the ceiling is this core's read
-//! bandwidth, printed first) · `tile`: 10⁹ multiply-adds per second with 512 rows of activations · `decode`: 10⁹
+//! bandwidth, printed first), and again from cache · `tile`: 10⁹ multiply-adds per second with 512 rows of activations · `decode`: 10⁹
 //! weights per second.
 //!
 //! `cargo bench -p onlay-kernels --bench products [-- FORMAT…]`
@@ -24,7 +24,7 @@ fn best(repeats: usize, mut f: impl FnMut()) -> f64 {
 
 fn main() {
     let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let (rows, k) = (16_384, 4096);
+    let (rows, k) = (65_536, std::env::var("K").map_or(4096, |v| v.parse().unwrap()));
     let buffer = vec![1u64; 1 << 26];
     let read = best(3, || {
         let sum: u64 = buffer.chunks_exact(8).map(|c| c.iter().sum::<u64>()).sum();
@@ -32,7 +32,10 @@ fn main() {
     });
     println!("read: {:.1} GB/s", buffer.len() as f64 * 8.0 / read / 1e9);
     drop(buffer);
-    println!("{:8} {:9} {:>12} {:>14} {:>14}", "format", "level", "dot GB/s", "tile GMAC/s", "decode G/s");
+    println!(
+        "{:8} {:9} {:>12} {:>12} {:>14} {:>14}",
+        "format", "level", "dot GB/s", "cached GB/s", "tile GMAC/s", "decode G/s"
+    );
     for f in FORMATS.iter().filter(|f| only.is_empty() || only.iter().any(|o| o == f.name)) {
         let row_bytes = k / f.len * f.bytes;
         let mut w = vec![0x11u8; rows * row_bytes];
@@ -48,6 +51,12 @@ fn main() {
             let mut y = vec![0f32; rows];
             let one = Acts { k, q: &q[..k], d: &d[..k / g], sums: &s[..k / 32] };
             let dot = best(3, || (f.dot)(level, &w, row_bytes, one, &mut y, rows));
+            let few = 128;
+            let cached = best(5, || {
+                for _ in 0..16 {
+                    (f.dot)(level, &w[..few * row_bytes], row_bytes, one, &mut y, rows);
+                }
+            });
             let (lanes, columns) = (panel::lanes(level), acts::columns(level));
             let mut scratch = vec![0u32; PanelMut::words(lanes, 2048)];
             let mut tile = vec![0f32; 512 * lanes];
@@ -78,10 +87,11 @@ fn main() {
             });
             std::hint::black_box((&y, &tile, half::f16_to_f32(1)));
             println!(
-                "{:8} {:9} {:>12.2} {:>14.1} {:>14.2}",
+                "{:8} {:9} {:>12.2} {:>12.2} {:>14.1} {:>14.2}",
                 f.name,
                 level.name(),
                 w.len() as f64 / dot / 1e9,
+                (16 * few * row_bytes) as f64 / cached / 1e9,
                 (panels * lanes * 2048 * 512) as f64 / t / 1e9,
                 (1024 * k) as f64 / decode / 1e9
             );

@@ -42,9 +42,7 @@ super::super_kernels!(Iq4Xs, {
         simd::lookup(&VALUES, simd::nibbles(b[8 + 16 * j..].first_chunk().expect("16 bytes")))
     }
     fn scales(b: &Block) -> (simd::Words, simd::Words) {
-        let s = six_bits(b);
-        let s = simd::widen_signed(core::array::from_fn(|i| s[i / 2] - 32));
-        (s, simd::splat_word(0))
+        (simd::twice_signed(six_bits(b).map(|s| s - 32)), simd::splat_word(0))
     }
 });
 

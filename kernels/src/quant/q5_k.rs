@@ -56,8 +56,7 @@ super::super_kernels!(Q5K, {
     }
     fn scales(b: &Block) -> (simd::Words, simd::Words) {
         let (s, m) = scales_and_minima(b[4..].first_chunk().expect("12 bytes"));
-        let twice = |x: [u8; 8]| core::array::from_fn(|i| x[i / 2]);
-        (simd::widen_unsigned(twice(s)), simd::widen_unsigned(twice(m)))
+        (simd::twice(s), simd::twice(m))
     }
 });
 

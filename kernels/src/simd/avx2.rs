@@ -16,6 +16,7 @@ macro_rules! words {
 }
 
 words! {
+
     fn prefetch(at: *const u8) { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
 
     // ---- bytes
@@ -56,6 +57,14 @@ words! {
     fn load_words(x: &[i16; 16]) -> Words { must_cast(*x) }
     fn widen_signed(x: [i8; 16]) -> Words { _mm256_cvtepi8_epi16(must_cast(x)) }
     fn widen_unsigned(x: [u8; 16]) -> Words { _mm256_cvtepu8_epi16(must_cast(x)) }
+    fn twice(x: [u8; 8]) -> Words {
+        let v = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(must_cast(x)));
+        _mm256_or_si256(v, _mm256_slli_epi32::<16>(v))
+    }
+    fn twice_signed(x: [i8; 8]) -> Words {
+        let v = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(must_cast(x)));
+        _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v))
+    }
     fn shl_words<const N: i32>(x: Words) -> Words { _mm256_slli_epi16::<N>(x) }
     fn sub_words(a: Words, b: Words) -> Words { _mm256_sub_epi16(a, b) }
     fn mul_words(a: Words, b: Words) -> Words { _mm256_mullo_epi16(a, b) }
@@ -68,6 +77,7 @@ words! {
         *first = must_cast(_mm256_permute2x128_si256::<0x20>(lo, hi));
         *second = must_cast(_mm256_permute2x128_si256::<0x31>(lo, hi));
     }
+    fn splat_pair(pair: u32) -> Words { _mm256_set1_epi32(pair as i32) }
     fn scales_of(lo: u32, hi: u32) -> Words {
         _mm256_blend_epi32::<0xf0>(_mm256_set1_epi32(lo as i32), _mm256_set1_epi32(hi as i32))
     }
@@ -96,7 +106,12 @@ words! {
     }
     fn as_ints(x: Bytes) -> Ints { x }
 
+    fn sum_pairs(x: [i32; 8]) -> Ints { _mm256_madd_epi16(must_cast(x), _mm256_set1_epi16(1)) }
+    fn mul_ints(a: Ints, b: Ints) -> Ints { _mm256_mullo_epi32(a, b) }
+    fn as_bytes(x: Ints) -> Bytes { x }
+
     // ---- floats
+    fn fma1(a: f32, b: f32, c: f32) -> f32 { a.mul_add(b, c) }
     fn zero() -> Floats { _mm256_setzero_ps() }
     fn splat(x: f32) -> Floats { _mm256_set1_ps(x) }
     fn load(x: &[f32; 8]) -> Floats { must_cast(*x) }

@@ -100,6 +100,14 @@ pub(crate) fn widen_signed(x: [i8; 16]) -> Words {
 pub(crate) fn widen_unsigned(x: [u8; 16]) -> Words {
     x.map(i16::from)
 }
+/// Each of eight numbers twice.
+pub(crate) fn twice(x: [u8; 8]) -> Words {
+    core::array::from_fn(|i| i16::from(x[i / 2]))
+}
+/// Each of eight numbers twice.
+pub(crate) fn twice_signed(x: [i8; 8]) -> Words {
+    core::array::from_fn(|i| i16::from(x[i / 2]))
+}
 pub(crate) fn shl_words<const N: i32>(x: Words) -> Words {
     x.map(|v| v << N)
 }
@@ -118,6 +126,10 @@ pub(crate) fn store_scale_pairs(to: &mut [u32; 16], x: Words) {
         let s = u32::from(x[i] as u16);
         to[i] = s << 16 | s;
     }
+}
+/// The scale pair everywhere.
+pub(crate) fn splat_pair(pair: u32) -> Words {
+    [pair as i16; 16]
 }
 /// Eight words of the scale pair `lo`, then eight of `hi`.
 pub(crate) fn scales_of(lo: u32, hi: u32) -> Words {
@@ -147,7 +159,22 @@ pub(crate) fn as_ints(x: Bytes) -> Ints {
     bytemuck::must_cast(x)
 }
 
+/// The two 16-bit sums of each lane added up.
+pub(crate) fn sum_pairs(x: [i32; 8]) -> Ints {
+    x.map(|p| i32::from(p as i16) + (p >> 16))
+}
+pub(crate) fn mul_ints(a: Ints, b: Ints) -> Ints {
+    zip!(|a, b| a.wrapping_mul(b))
+}
+pub(crate) fn as_bytes(x: Ints) -> Bytes {
+    bytemuck::must_cast(x)
+}
+
 // ---- floats
+
+pub(crate) fn fma1(a: f32, b: f32, c: f32) -> f32 {
+    a * b + c
+}
 
 pub(crate) fn zero() -> Floats {
     [0.0; 8]
