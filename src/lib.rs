@@ -41,4 +41,6 @@ pub mod adapter;
 
 pub mod train;
 
+pub mod engine;
+
 pub use error::{Error, Kind, Result};

@@ -18,7 +18,7 @@ pub struct Site(pub u32);
 /// h = prepare(x)                     [rows, width]
 /// y = finish(W·x + bias, h)          [rows, outputs]
 /// ```
-pub trait Delta: Sync {
+pub trait Delta: Send + Sync {
     /// How many hidden numbers per row the layer wants at this site; 0 where it has nothing to say.
     fn width(&self, site: Site) -> usize;
 

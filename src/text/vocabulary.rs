@@ -67,7 +67,12 @@ impl Vocabulary {
     /// Reads the keys `tokenizer.ggml.*`. Only their types are checked.
     pub fn from_metadata(metadata: Metadata<'_>) -> Result<Vocabulary> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let id = |name: &str| metadata.u32(&key(name));
+        // Old converters write "no such token" as −1.
+        let id = |name: &str| match metadata.i64(&key(name))? {
+            None | Some(-1) => Ok(None),
+            Some(v) if v == i64::from(u32::MAX) => Ok(None),
+            Some(_) => metadata.u32(&key(name)),
+        };
         let flag = |name: &str| metadata.bool(&key(name));
         let model = metadata.need_text(&key("model"))?.to_string();
         let architecture = metadata.text("general.architecture")?.unwrap_or_default();
