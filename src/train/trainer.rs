@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub const MOST_SEQUENCES: usize = 256;
 
 /// Rows of the head computed at a time.
-const HEAD_ROWS: usize = 64;
+const HEAD_ROWS: usize = 128;
 
 /// A sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]

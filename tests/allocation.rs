@@ -1,0 +1,124 @@
+//! After the start nothing is allocated: not for a token, not for a training step.
+
+// The counting allocator of this test is the one place that implements one.
+#![allow(unsafe_code)]
+
+mod support;
+use onlay::adapter::{Lora, Part};
+use onlay::engine::{Choice, Engine, EngineOptions, Sampler};
+use onlay::model::{Request, Wanted};
+use onlay::ops::Delta;
+use onlay::rng::Rng;
+use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer};
+use onlay_kernels::Level;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use support::*;
+
+struct Counting;
+static ON: AtomicBool = AtomicBool::new(false);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on unchanged to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if ON.load(Ordering::Relaxed) {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller's promise is System's condition.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is System's condition.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations of `f`, in all threads: the only test of this file runs alone.
+fn allocations(f: impl FnOnce()) -> usize {
+    COUNT.store(0, Ordering::SeqCst);
+    ON.store(true, Ordering::SeqCst);
+    f();
+    ON.store(false, Ordering::SeqCst);
+    COUNT.load(Ordering::SeqCst)
+}
+
+fn layer(model: &onlay::model::Model) -> Lora {
+    let part = |s: &onlay::model::program::SiteInfo| {
+        Some(Part { rank: 4, inputs: s.inputs, outputs: s.outputs, scale: 1.0 })
+    };
+    let mut layer = Lora::new(model.program().sites.iter().map(part).collect());
+    layer.start(&mut Rng::new(1));
+    layer
+}
+
+#[test]
+fn steps_allocate_nothing() {
+    for file in ["llama-wide/Q4_K", "llama-wide/Q8_0", "qwen3/F16"] {
+        let model = open(vectors().join(format!("{file}.gguf")));
+        let worn = Arc::new(layer(&model));
+
+        // single tokens, and prompts of several sequences, with and without a layer
+        let mut runner = runner(&model, options(2));
+        let (mut a, mut b) = (runner.sequence(), runner.sequence());
+        let text: Vec<u32> = (0..40).collect();
+        let mut step = |n: usize| {
+            let delta: &dyn Delta = &*worn;
+            let mut both = [
+                Request { sequence: &mut a, tokens: &text[..n], delta: Some(delta), wanted: Wanted::Last },
+                Request { sequence: &mut b, tokens: &text[..n], delta: None, wanted: Wanted::All },
+            ];
+            runner.step(&mut both, &mut |_, _, _| {}).unwrap();
+        };
+        step(40);
+        step(1);
+        assert_eq!(allocations(|| (0..30).for_each(|_| step(1))), 0, "{file}: decode");
+        assert_eq!(allocations(|| step(40)), 0, "{file}: prompt");
+
+        // generation through the engine
+        let options = EngineOptions { threads: Some(2), context: 200, hidden: 12, ..Default::default() };
+        let mut engine = Engine::new(model.clone(), &options).unwrap();
+        let mut session = engine.session();
+        session.wear(Some(worn.clone()));
+        engine.append(&mut session, &text).unwrap();
+        let mut sampler =
+            Sampler::new(Choice { seed: 1, ..Choice::default() }, model.program().vocabulary).unwrap();
+        let mut token = || {
+            let next = engine.next(&mut session, &mut sampler).unwrap();
+            engine.append(&mut session, &[next]).unwrap();
+        };
+        token();
+        token();
+        assert_eq!(allocations(|| (0..50).for_each(|_| token())), 0, "{file}: generation");
+
+        // training
+        for (keep, dropout) in [(Keep::Streams, 0.0), (Keep::Registers, 0.1)] {
+            let mut layer = layer(&model);
+            layer.learn(100, dropout, 1).unwrap();
+            let options = TrainOptions {
+                level: Level::chosen().unwrap(),
+                threads: 2,
+                rows: 100,
+                context: 100,
+                sequences: 4,
+                kv: Default::default(),
+                keep,
+            };
+            let example = |n: u32| Example { tokens: (0..n).collect(), trained: vec![true; n as usize] };
+            let window = [example(40), example(50), example(30)];
+            let mut trainer = Trainer::new(model.clone(), Arc::new(layer), options).unwrap();
+            let recipe = Recipe::default();
+            trainer.step(&window, &recipe, 100).unwrap();
+            let count = allocations(|| {
+                for _ in 0..3 {
+                    trainer.step(&window, &recipe, 100).unwrap();
+                }
+            });
+            assert_eq!(count, 0, "{file}: training, {keep:?}");
+        }
+    }
+}
