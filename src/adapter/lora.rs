@@ -47,6 +47,43 @@ impl Part {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The scale s of α: α/r, or α/√r with `stabilised` (rsLoRA).
+    pub fn scale_of(alpha: f64, rank: usize, stabilised: bool) -> f32 {
+        let r = rank as f64;
+        (alpha / if stabilised { r.sqrt() } else { r }) as f32
+    }
+
+    /// Finds all parts whose shapes are not those of the program's products at their sites.
+    pub(super) fn fits(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
+        if parts.len() != program.sites.len() {
+            let (expected, found) = (program.sites.len(), parts.len());
+            wrong.push(Error::expected(Kind::Mismatch, "products of the layer's base", expected, found));
+        }
+        for (part, site) in parts.iter().zip(&program.sites) {
+            let Some(p) = part else { continue };
+            let (found, expected) = ((p.inputs, p.outputs), (site.inputs, site.outputs));
+            if found != expected {
+                let text = |(i, o)| format!("{i} inputs and {o} outputs");
+                let (expected, found) = (text(expected), text(found));
+                let place = Place::Tensor(site.name.clone());
+                wrong.push(Error::expected(Kind::Mismatch, "layer", expected, found).at(place));
+            }
+        }
+    }
+
+    /// [`Part::fits`], and ranks that are of use: above 0 and not above what the product itself has.
+    pub(super) fn check_all(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
+        Part::fits(parts, program, wrong);
+        for (part, site) in parts.iter().zip(&program.sites) {
+            let Some(p) = part else { continue };
+            if p.rank == 0 || p.rank > p.inputs.min(p.outputs) {
+                let most = format!("1 to {}", p.inputs.min(p.outputs));
+                let place = Place::Tensor(site.name.clone());
+                wrong.push(Error::expected(Kind::Argument, "rank", most, p.rank).at(place));
+            }
+        }
+    }
 }
 
 /// How inputs are dropped while training.
@@ -55,7 +92,7 @@ struct Dropout {
     /// Of 65,536 inputs, how many are dropped.
     rate: u64,
     seed: u64,
-    /// Which pass draws: set before every micro-batch.
+    /// Which pass draws: set before every micro-batch; pass 0 drops nothing.
     pass: AtomicU64,
 }
 
@@ -88,6 +125,13 @@ impl Lora {
             a.iter_mut().for_each(|v| *v = (2.0 * rng.uniform() - 1.0) * bound);
             b.fill(0.0);
         }
+    }
+
+    /// The same numbers without gradients: what is published, or learned from anew.
+    pub fn copy(&self) -> Lora {
+        let params = Slots::new(self.parts.len(), |i| self.params.read(i).clone());
+        let parts = self.parts.clone();
+        Lora { parts, params, grads: None, dropout: Dropout::default(), memory: Slots::default() }
     }
 
     /// Makes it learn: gradients, and the memory of a backward pass over up to `rows` rows. A share `dropout` of the
@@ -146,7 +190,7 @@ impl Lora {
         self.grads.as_ref().expect("a layer that learns has gradients")
     }
 
-    /// Sets which draw of dropout the next passes use.
+    /// Sets which draw of dropout the next passes use; with 0 nothing is dropped.
     pub fn set_pass(&self, pass: u64) {
         self.dropout.pass.store(pass, Ordering::Relaxed);
     }
@@ -163,24 +207,37 @@ impl Lora {
     /// All that do not.
     pub fn check(&self, program: &Program) -> Result<()> {
         let mut wrong = Findings::default();
-        for (part, site) in self.parts.iter().zip(&program.sites) {
-            let Some(p) = part else { continue };
-            let (found, expected) = ((p.inputs, p.outputs), (site.inputs, site.outputs));
-            if found != expected {
-                let place = Place::Tensor(site.name.clone());
-                let text = |(i, o)| format!("{i} inputs and {o} outputs");
-                wrong.push(Error::expected(Kind::Mismatch, "layer", text(expected), text(found)).at(place));
-            }
-            if p.rank == 0 || p.rank > p.inputs.min(p.outputs) {
-                let place = Place::Tensor(site.name.clone());
-                let most = format!("1 to {}", p.inputs.min(p.outputs));
-                wrong.push(Error::expected(Kind::Argument, "rank", most, p.rank).at(place));
-            }
-        }
+        Part::check_all(&self.parts, program, &mut wrong);
         wrong.refuse("the layer does not fit this base")
     }
 
-    fn part(&self, site: Site) -> Option<&Part> {
+    /// Whether it was told to learn.
+    pub(super) fn learning(&self) -> bool {
+        self.grads.is_some()
+    }
+
+    /// Whether inputs are dropped now.
+    fn dropping(&self) -> bool {
+        self.learning() && self.dropout.rate > 0 && self.dropout.pass.load(Ordering::Relaxed) > 0
+    }
+
+    /// `h = x·Aᵀ` for some hidden units: row i of x to `h[i·stride..]`, nothing dropped.
+    pub(super) fn hidden(
+        &self,
+        level: Level,
+        site: Site,
+        x: Mat<'_>,
+        units: Range<usize>,
+        h: &mut [f32],
+        stride: usize,
+    ) {
+        let k = self.part(site).expect("asked only where it has a width").inputs;
+        let params = self.params.read(site.0 as usize);
+        let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
+        product(level, Dense::F32, a, 4 * k, x.data(), k, h, stride);
+    }
+
+    pub(super) fn part(&self, site: Site) -> Option<&Part> {
         self.parts.get(site.0 as usize)?.as_ref()
     }
 
@@ -215,18 +272,16 @@ impl Delta for Lora {
         h: &mut [f32],
         spare: &mut Vec<f32>,
     ) {
-        let part = self.part(site).expect("asked only where it has a width");
+        if !self.dropping() {
+            return self.hidden(level, site, x, units.clone(), h, units.len());
+        }
+        let k = self.part(site).expect("asked only where it has a width").inputs;
         let params = self.params.read(site.0 as usize);
-        let k = part.inputs;
         let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
-        if self.dropout.rate == 0 || self.grads.is_none() {
-            product(level, Dense::F32, a, 4 * k, x.data(), k, h, units.len());
-        } else {
-            spare.resize(k.max(spare.len()), 0.0);
-            for (i, h) in h.chunks_exact_mut(units.len()).enumerate() {
-                self.drop_into(site, first_row + i, 0, x.row(i), &mut spare[..k]);
-                product(level, Dense::F32, a, 4 * k, &spare[..k], k, h, units.len());
-            }
+        spare.resize(k.max(spare.len()), 0.0);
+        for (i, h) in h.chunks_exact_mut(units.len()).enumerate() {
+            self.drop_into(site, first_row + i, 0, x.row(i), &mut spare[..k]);
+            product(level, Dense::F32, a, 4 * k, &spare[..k], k, h, units.len());
         }
     }
 
@@ -305,7 +360,7 @@ impl Backward for Lora {
         let (da, db) = grads.split_at_mut(rank * inputs);
         let (mut h, mut dh, mut dropped) = (self.memory.get(0), self.memory.get(1), self.memory.get(2));
         let (h, dh) = (&mut h[..n * rank], &mut dh[..n * rank]);
-        let dropping = self.dropout.rate > 0;
+        let dropping = self.dropping();
         let dropped = &mut dropped[..if dropping { n * inputs } else { 0 }];
         if dropping {
             each_row(host, dropped, inputs, |row, to| self.drop_into(site, row, 0, x.row(row), to));

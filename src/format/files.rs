@@ -28,10 +28,7 @@ pub fn write_atomically<T>(
     let Some(name) = path.file_name() else {
         return Err(Error::new(Kind::Argument, "the path names no file").at(Place::Path(path.into())));
     };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(path);
     if !directory.is_dir() {
         let text = format!("the directory to write {} into does not exist", name.display());
         return Err(Error::new(Kind::Io, text).at(Place::Path(directory.into())));
@@ -49,6 +46,14 @@ pub fn write_atomically<T>(
     temporary.put_at(path, overwrite)?;
     flush_directory(directory)?;
     Ok(answer)
+}
+
+/// The directory that a path's last name lies in.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// The permissions of a file that may be overwritten; `None` if there is nothing.
@@ -127,7 +132,7 @@ impl Drop for Temporary {
 
 /// After this the new name survives a loss of power.
 #[cfg(unix)]
-fn flush_directory(directory: &Path) -> Result<()> {
+pub(crate) fn flush_directory(directory: &Path) -> Result<()> {
     match File::open(directory).and_then(|d| d.sync_all()) {
         // Some file systems (network, fuse) have no such call; the file itself is flushed.
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
@@ -137,7 +142,7 @@ fn flush_directory(directory: &Path) -> Result<()> {
 
 /// Elsewhere a directory cannot be flushed by itself; the rename goes to the journal of the file system.
 #[cfg(not(unix))]
-fn flush_directory(_: &Path) -> Result<()> {
+pub(crate) fn flush_directory(_: &Path) -> Result<()> {
     Ok(())
 }
 

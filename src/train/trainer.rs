@@ -305,6 +305,7 @@ impl Trainer {
     pub fn evaluate(&mut self, examples: &[Example]) -> Result<(f64, usize)> {
         let (mut loss, mut tokens) = (0.0, 0);
         let mut at = 0;
+        self.layer.set_pass(0); // nothing is dropped
         while at < examples.len() {
             let n = self.fitting(&examples[at..])?;
             let part = &examples[at..at + n];

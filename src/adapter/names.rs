@@ -1,0 +1,242 @@
+//! What the worlds call a product: GGUF tensor names, PEFT module paths, and the words of a command line.
+//!
+//! ```text
+//! blk.3.attn_q.weight      model.layers.3.self_attn.q_proj     q      attn
+//! blk.3.ffn_gate.weight    model.layers.3.mlp.gate_proj        gate   mlp
+//! output.weight            lm_head                             head   head
+//! ```
+//! A head that shares the embedding table multiplies with `token_embd.weight`, which names its site. In adapter files
+//! it is `output.weight` all the same: there `token_embd.weight` means a layer around the lookup.
+//!
+//! # Rows of queries and keys
+//! Architectures whose neighbouring columns turn together ([`Pairs::Adjacent`]: `llama`) keep the rows of q and k in
+//! another order than the model they were converted from, head by head, with d columns a head:
+//!
+//! ```text
+//! row h·d + j·d/2 + i there   =   row h·d + 2i + j in GGUF        j in 0..2, i in 0..d/2
+//! ```
+//! so the rows of B of a PEFT file move likewise.
+
+use crate::model::program::Program;
+use crate::ops::Site;
+use onlay_kernels::rope::Pairs;
+use std::collections::HashMap;
+
+/// One kind of product.
+#[derive(Debug)]
+struct Word {
+    /// In GGUF, inside `blk.N.` (the head: at the root).
+    gguf: &'static str,
+    /// In the module tree, inside `model.layers.N.` (the head: at the root).
+    module: &'static str,
+    /// On the command line.
+    short: &'static str,
+    /// The group it belongs to.
+    group: &'static str,
+}
+
+const HEAD: Word = Word { gguf: "output", module: "lm_head", short: "head", group: "head" };
+
+/// The same for llama, qwen2 and qwen3.
+static WORDS: &[Word] = &[
+    Word { gguf: "attn_q", module: "self_attn.q_proj", short: "q", group: "attn" },
+    Word { gguf: "attn_k", module: "self_attn.k_proj", short: "k", group: "attn" },
+    Word { gguf: "attn_v", module: "self_attn.v_proj", short: "v", group: "attn" },
+    Word { gguf: "attn_output", module: "self_attn.o_proj", short: "o", group: "attn" },
+    Word { gguf: "ffn_gate", module: "mlp.gate_proj", short: "gate", group: "mlp" },
+    Word { gguf: "ffn_up", module: "mlp.up_proj", short: "up", group: "mlp" },
+    Word { gguf: "ffn_down", module: "mlp.down_proj", short: "down", group: "mlp" },
+    HEAD,
+];
+
+/// How one site is called.
+#[derive(Debug)]
+struct Name {
+    /// In adapter files, `.weight` included.
+    gguf: String,
+    /// The tensor that the program multiplies with.
+    tensor: String,
+    /// The module path.
+    module: Option<String>,
+    layer: Option<usize>,
+    word: Option<&'static Word>,
+    /// Where rows move: in how many heads. 0 where they stay.
+    heads: usize,
+}
+
+/// The names of a program's sites.
+#[derive(Debug)]
+pub struct Names {
+    sites: Vec<Name>,
+    by_gguf: HashMap<String, Site>,
+    by_module: HashMap<String, Site>,
+    /// Columns of a head.
+    head: usize,
+}
+
+impl Names {
+    /// The names of this program's sites.
+    pub fn of(program: &Program) -> Names {
+        let attention = program.attention;
+        let moves = program.turning.pairs == Pairs::Adjacent && attention.head % 2 == 0;
+        let sites = program.sites.iter().enumerate().map(|(i, site)| {
+            let is_head = i == program.head.site.0 as usize;
+            let inside = site.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let layer = inside.and_then(|(n, _)| n.parse().ok());
+            let local = inside.map_or(&*site.name, |(_, local)| local);
+            let local = local.strip_suffix(".weight").unwrap_or(local);
+            let word = WORDS.iter().find(|w| w.gguf == local);
+            let word = if is_head { Some(&HEAD) } else { word };
+            Name {
+                gguf: if is_head { format!("{}.weight", HEAD.gguf) } else { site.name.clone() },
+                tensor: site.name.clone(),
+                module: word.map(|w| match layer {
+                    Some(n) => format!("model.layers.{n}.{}", w.module),
+                    None => w.module.into(),
+                }),
+                layer,
+                word,
+                heads: match local {
+                    "attn_q" if moves => attention.heads,
+                    "attn_k" if moves => attention.key_heads,
+                    _ => 0,
+                },
+            }
+        });
+        let sites: Vec<Name> = sites.collect();
+        let number = |name: fn(&Name) -> Option<&String>| {
+            let all = (0..).map(Site).zip(&sites);
+            all.filter_map(|(site, n)| Some((name(n)?.clone(), site))).collect()
+        };
+        let (by_gguf, by_module) = (number(|n| Some(&n.gguf)), number(|n| n.module.as_ref()));
+        Names { sites, by_gguf, by_module, head: attention.head }
+    }
+
+    fn name(&self, site: Site) -> &Name {
+        &self.sites[site.0 as usize]
+    }
+
+    /// All sites.
+    pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
+        (0..self.sites.len() as u32).map(Site)
+    }
+
+    /// The name in GGUF adapter files, without `.lora_a` and `.lora_b`.
+    pub fn gguf(&self, site: Site) -> &str {
+        &self.name(site).gguf
+    }
+
+    /// Whether the site is a head that multiplies with the embedding table.
+    pub fn tied(&self, site: Site) -> bool {
+        self.name(site).gguf != self.name(site).tensor
+    }
+
+    /// The site of a name in a GGUF adapter file.
+    pub fn from_gguf(&self, name: &str) -> Option<Site> {
+        self.by_gguf.get(name).copied()
+    }
+
+    /// The module path, without `base_model.model.`; `None` for a product that has no counterpart there.
+    pub fn module(&self, site: Site) -> Option<&str> {
+        self.name(site).module.as_deref()
+    }
+
+    /// The last part of the module path, which all layers share.
+    pub fn last(&self, site: Site) -> Option<&'static str> {
+        self.name(site).word.and_then(|w| w.module.rsplit('.').next())
+    }
+
+    /// The site of a module path.
+    pub fn from_module(&self, path: &str) -> Option<Site> {
+        self.by_module.get(path).copied()
+    }
+
+    /// The layer it lies in; `None` for the head.
+    pub fn layer(&self, site: Site) -> Option<usize> {
+        self.name(site).layer
+    }
+
+    /// The row, as GGUF keeps it, of row `i` of the converted model.
+    pub fn row(&self, site: Site, i: usize) -> usize {
+        if self.name(site).heads == 0 {
+            return i;
+        }
+        let d = self.head;
+        let (head, j, k) = (i / d, i % d / (d / 2), i % (d / 2));
+        head * d + 2 * k + j
+    }
+
+    /// Every way a site can be asked for, in parts between points; the longest ones hold all others as their ends.
+    pub(super) fn spellings(&self, site: Site) -> Vec<String> {
+        let Name { gguf, tensor, module, layer, word, .. } = self.name(site);
+        let bare = |name: &str| name.strip_suffix(".weight").unwrap_or(name).to_owned();
+        let mut all = vec![bare(gguf), bare(tensor)];
+        all.extend(module.iter().map(|m| format!("base_model.model.{m}")));
+        for word in word.iter().flat_map(|w| [w.short, w.group]) {
+            match layer {
+                Some(n) => all.extend([format!("blk.{n}.{word}"), format!("layers.{n}.{word}")]),
+                None => all.push(word.into()),
+            }
+        }
+        if let Some(n) = layer {
+            all.extend([format!("blk.{n}.all"), format!("layers.{n}.all")]);
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::program::{Attention, Builder, Sizes, Turning};
+
+    /// Two layers of q, k, gate, and a head.
+    pub fn program(pairs: Pairs, tied: bool) -> Program {
+        let attention = Attention { heads: 2, key_heads: 1, head: 4 };
+        let turning = Turning { pairs, frequencies: vec![1.0, 0.5] };
+        let sizes = Sizes { width: 12, vocabulary: 20, context: 16, attention, turning };
+        let present = |name: &str| !tied && name == "output.weight";
+        let mut b = Builder::new(sizes, &present);
+        for layer in 0..2 {
+            b.segment(format!("blk.{layer}"));
+            let x = b.residual();
+            b.linears(x, [("attn_q", 8, "q"), ("attn_k", 4, "k"), ("ffn_gate", 6, "gate")]);
+            b.end(x, x);
+        }
+        b.logits("output_norm", "output", 1e-5).unwrap()
+    }
+
+    #[test]
+    fn names_go_there_and_back() {
+        let names = Names::of(&program(Pairs::Adjacent, false));
+        let modules: Vec<_> = names.sites().map(|s| names.module(s).unwrap()).collect();
+        assert_eq!(modules[0], "model.layers.0.self_attn.q_proj");
+        assert_eq!(modules[5], "model.layers.1.mlp.gate_proj");
+        assert_eq!(modules[6], "lm_head");
+        for site in names.sites() {
+            assert_eq!(names.from_gguf(names.gguf(site)), Some(site));
+            assert_eq!(names.from_module(names.module(site).unwrap()), Some(site));
+        }
+        assert_eq!(names.from_gguf("blk.2.attn_q.weight"), None);
+        assert_eq!((names.last(Site(4)), names.layer(Site(4))), (Some("k_proj"), Some(1)));
+    }
+
+    #[test]
+    fn a_tied_head_is_the_output_in_files() {
+        let names = Names::of(&program(Pairs::Halves, true));
+        let head = names.from_gguf("output.weight").unwrap();
+        assert!(names.tied(head) && !names.tied(Site(0)));
+        assert_eq!(names.from_gguf("token_embd.weight"), None);
+        assert!(names.spellings(head).contains(&"token_embd".to_owned()));
+    }
+
+    #[test]
+    fn rows_of_queries_and_keys_move_where_neighbours_turn() {
+        let moved = Names::of(&program(Pairs::Adjacent, false));
+        let rows = |names: &Names, site, n| (0..n).map(|i| names.row(Site(site), i)).collect::<Vec<_>>();
+        assert_eq!(rows(&moved, 0, 8), [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(rows(&moved, 1, 4), [0, 2, 1, 3]);
+        assert_eq!(rows(&moved, 2, 6), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(rows(&Names::of(&program(Pairs::Halves, false)), 0, 4), [0, 1, 2, 3]);
+    }
+}

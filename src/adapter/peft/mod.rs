@@ -1,0 +1,197 @@
+//! Adapters as PEFT keeps them: a directory with `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! ```text
+//! base_model.model.PATH.lora_A.weight   [r][inputs]
+//! base_model.model.PATH.lora_B.weight   [outputs][r]     rows in the order of the converted model: names.rs
+//! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
+//! ```
+//! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
+//! the base's and are skipped. Everything else that PEFT would pass over, or that would change what is computed, is
+//! refused by name. The lines of our [`manifest`](super::manifest) are texts in the tensors' file, which PEFT ignores.
+
+mod config;
+mod tensors;
+
+use super::gather::{Gather, Half, Terms, Which};
+use super::lora::Part;
+use super::manifest::Manifest;
+use super::names::Names;
+use super::open::{Adapter, Found, judge};
+use crate::error::{Error, Findings, Kind, Place, Result};
+use crate::format::files::{directory_of, flush_directory, write_atomically};
+use crate::model::Model;
+use crate::ops::Site;
+use config::Config;
+use std::path::{Path, PathBuf};
+use tensors::{Matrix, Tensors};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+const ROOT: &str = "base_model.model.";
+
+/// Reads an adapter for this model.
+///
+/// # Errors
+/// Everything that is wrong with the directory or does not fit the model, at once.
+pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
+    let tensors_at = directory.join(TENSORS);
+    if !tensors_at.exists() && directory.join("adapter_model.bin").exists() {
+        let text =
+            format!("adapter_model.bin is not read, for it may carry code; save it again as {TENSORS}");
+        return Err(Error::new(Kind::Unsupported, text).in_file(directory));
+    }
+    let json = config::load(&directory.join(CONFIG))?;
+    let tensors = Tensors::open(&tensors_at)?;
+    let mut wrong = Findings::default();
+    let config = Config::new(&json, &mut wrong);
+    let manifest = wrong.keep(Manifest::read(|key| Ok(tensors.text(key)))).unwrap_or_default();
+    let warnings = judge(&manifest, model, &mut wrong);
+    let names = Names::of(model.program());
+    let mut gather = Gather::new(model.program(), &names, wrong);
+    for name in tensors.names() {
+        let half = || -> Result<_> {
+            let (rows, cols) = tensors.shape(&name)?;
+            let (tensors, name) = (&tensors, name.clone());
+            Ok(Half { name: name.clone(), rows, cols, numbers: Box::new(move || tensors.numbers(&name)) })
+        };
+        match site_of(&names, &config, &name) {
+            Ok(None) => {}
+            Ok(Some((site, which))) => gather.put(site, which, shown(&name), half()),
+            Err(e) => gather.wrong.push(e.at(shown(&name))),
+        }
+    }
+    let lora = gather.finish(
+        |site, rank| {
+            let module = names.module(site).unwrap_or_default();
+            Ok(Terms { scale: config.scale(module, rank)?, moved: true })
+        },
+        |_, _| Ok(()),
+    )?;
+    let name = directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let base_name = manifest.base_name.clone().or(config.base_name);
+    Ok(Found { name, lora, manifest: Manifest { base_name, ..manifest }, warnings })
+}
+
+/// A name that nobody has vouched for, not longer than a message should be.
+fn shown(name: &str) -> Place {
+    Place::Tensor(name.chars().take(120).collect())
+}
+
+/// Which matrix a tensor is; `None` for those of the base.
+fn site_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(Site, Which)>> {
+    let unsupported = |text: &str| Err(Error::new(Kind::Unsupported, text));
+    let path = tensor.strip_prefix(ROOT).unwrap_or(tensor);
+    if path.ends_with(".base_layer.weight") || path.ends_with(".base_layer.bias") {
+        return Ok(None);
+    }
+    let halves = [(".lora_A.weight", Which::A), (".lora_B.weight", Which::B)];
+    let Some((module, which)) = halves.iter().find_map(|(end, w)| Some((path.strip_suffix(end)?, *w))) else {
+        return match () {
+            () if path.contains(".lora_magnitude_vector") => unsupported("DoRA is not supported yet"),
+            () if path.contains(".lora_embedding_") => {
+                unsupported("a layer around the token embedding is not supported yet")
+            }
+            () if path.ends_with(".bias") => unsupported("trained biases are not supported yet"),
+            () => unsupported("is no matrix of a LoRA (whole trained modules are not supported yet)"),
+        };
+    };
+    if !tensor.starts_with(ROOT) {
+        return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
+    }
+    let Some(site) = names.from_module(module) else {
+        let shown: String = module.chars().take(80).collect();
+        return Err(Error::new(Kind::Mismatch, format!("this base has no product {shown}")));
+    };
+    if !config.targets(module) {
+        return Err(Error::new(Kind::Mismatch, "target_modules do not name it, so PEFT would pass over it"));
+    }
+    Ok(Some((site, which)))
+}
+
+/// Writes an adapter of this model as a directory.
+///
+/// # Errors
+/// `Argument` if there is something at the path and `overwrite` is off; `Unsupported` for products that have no module
+/// path; `Io`.
+pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrite: bool) -> Result<()> {
+    let names = Names::of(model.program());
+    let mut wrong = Findings::default();
+    let mut matrices = Vec::new();
+    for (site, part) in names.sites().zip(adapter.parts()) {
+        let Some(Part { rank, inputs, outputs, .. }) = *part else { continue };
+        let Some(module) = names.module(site) else {
+            let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
+            wrong.push(error.at(Place::Tensor(names.gguf(site).into())));
+            continue;
+        };
+        let names = &names;
+        let a = move || adapter.numbers(site)[..rank * inputs].to_vec();
+        let b = move || {
+            let numbers = adapter.numbers(site);
+            let b = &numbers[rank * inputs..];
+            let rows = (0..outputs).map(|o| names.row(site, o));
+            rows.flat_map(|o| (0..rank).map(move |j| b[j * outputs + o])).collect()
+        };
+        let name = |half| format!("{ROOT}{module}.lora_{half}.weight");
+        matrices.push(Matrix { name: name("A"), rows: rank, cols: inputs, numbers: Box::new(a) });
+        matrices.push(Matrix { name: name("B"), rows: outputs, cols: rank, numbers: Box::new(b) });
+    }
+    wrong.refuse("the adapter cannot be written for PEFT")?;
+    let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());
+    let mut texts = vec![("format", "pt".to_owned())];
+    texts.extend(adapter.manifest().lines());
+
+    // A new directory gets its name when it is complete; in an old one each file is replaced in one step.
+    let old = std::fs::symlink_metadata(directory).is_ok();
+    if old && !overwrite {
+        let text = "exists already, and overwriting was not asked for";
+        return Err(Error::new(Kind::Argument, text).in_file(directory));
+    }
+    let staging = if old { None } else { Some(Staging::beside(directory)?) };
+    let into = staging.as_ref().map_or(directory, |s| &s.0);
+    write_atomically(&into.join(TENSORS), overwrite, |out| tensors::write(out, &texts, matrices))?;
+    write_atomically(&into.join(CONFIG), overwrite, |out| {
+        serde_json::to_writer_pretty(&mut *out, &config)
+            .map_err(|e| Error::new(Kind::Io, format!("cannot write: {e}")))
+    })?;
+    match staging {
+        Some(staging) => staging.put_at(directory),
+        None => Ok(()),
+    }
+}
+
+/// A directory that is removed unless it gets its place.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn beside(target: &Path) -> Result<Staging> {
+        let Some(name) = target.file_name() else {
+            return Err(Error::new(Kind::Argument, "the path names no directory").in_file(target));
+        };
+        let short: String = name.to_string_lossy().chars().take(40).collect();
+        for n in 0..100 {
+            let path = target.with_file_name(format!(".{short}.{}-{n}.tmp", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Ok(Staging(path)),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("create a directory beside", target, e)),
+            }
+        }
+        Err(Error::new(Kind::Io, "no free name for a temporary directory").in_file(target))
+    }
+
+    fn put_at(mut self, target: &Path) -> Result<()> {
+        std::fs::rename(&self.0, target)
+            .map_err(|e| Error::io("put the finished directory at", target, e))?;
+        self.0 = PathBuf::new();
+        flush_directory(directory_of(target))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
