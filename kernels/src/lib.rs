@@ -40,6 +40,7 @@ pub mod half;
 pub mod math;
 pub mod norm;
 pub mod panel;
+pub mod peak;
 pub mod quant;
 pub mod rope;
 pub(crate) mod simd;

@@ -1,5 +1,6 @@
 //! Sessions over one model: what they have said, what they wear, and how the next tokens come.
 
+pub mod bench;
 mod generate;
 mod sampler;
 mod session;
