@@ -192,15 +192,21 @@ impl std::error::Error for Error {
 /// assert_eq!(error.findings().len(), 2);
 /// ```
 #[derive(Debug, Default)]
-pub struct Findings(Vec<Error>);
+pub struct Findings {
+    kept: Vec<Error>,
+    count: usize,
+}
 
 impl Findings {
-    /// How many are kept in the refusal; a hostile file must not make a message without end.
+    /// How many are kept; a hostile file must not make a message without end, nor fill the memory with findings.
     const LIMIT: usize = 50;
 
     /// Adds one finding.
     pub fn push(&mut self, error: Error) {
-        self.0.push(error);
+        self.count += 1;
+        if self.kept.len() < Self::LIMIT {
+            self.kept.push(error);
+        }
     }
 
     /// Keeps the value of a result, or its error as a finding.
@@ -210,21 +216,25 @@ impl Findings {
 
     /// Whether nothing is wrong so far.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.count == 0
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
     }
 
     /// `Ok` if nothing was found; the finding itself if there is one; otherwise one error that lists all.
     pub fn refuse(mut self, what: &str) -> Result<()> {
-        match self.0.len() {
+        match self.count {
             0 => Ok(()),
-            1 => Err(self.0.remove(0)),
+            1 => Err(self.kept.remove(0)),
             n => {
-                let mut error = Error::new(self.0[0].kind(), format!("{what}: {n} things are wrong"));
+                let mut error = Error::new(self.kept[0].kind(), format!("{what}: {n} things are wrong"));
                 if n > Self::LIMIT {
-                    self.0.truncate(Self::LIMIT);
-                    self.0.push(Error::new(error.kind(), format!("and {} more", n - Self::LIMIT)));
+                    self.kept.push(Error::new(error.kind(), format!("and {} more", n - Self::LIMIT)));
                 }
-                error.0.findings = self.0;
+                error.0.findings = self.kept;
                 Err(error)
             }
         }

@@ -41,6 +41,8 @@ pub mod adapter;
 
 pub mod train;
 
+pub mod eval;
+
 pub mod engine;
 
 pub use error::{Error, Kind, Result};

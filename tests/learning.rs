@@ -99,7 +99,7 @@ fn gradients_are_differences_of_the_loss() {
                             layer.params().get(i)[j] = old[j] + by * d;
                         }
                         // the same draw of dropout as in the step above
-                        trainer.set_progress(0, 0);
+                        trainer.set_steps(0);
                         let loss = trainer.step(&window, &STILL, 10).unwrap().loss;
                         layer.params().get(i).copy_from_slice(&old);
                         loss

@@ -12,7 +12,9 @@
 //! # Shapes
 //! A `[r][inputs]`; B `[outputs][r]`, kept transposed, `[r][outputs]`, so that both halves stream along rows.
 //!
-//! Dropout draws its mask from a hash of (seed, step, site, row, column): recomputing a segment draws the same one.
+//! Dropout draws its mask from a hash of (seed, row, site, column), where a row is named by its step, its place in the
+//! step's window and its position ([`Lora::set_rows`]): recomputing a segment draws the same mask, and so does another
+//! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::program::Program;
@@ -22,7 +24,7 @@ use crate::tensor::{Block, Grid, Mat, MatMut, Slots};
 use onlay_kernels::dense::{Dense, product};
 use onlay_kernels::{Level, gemm};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::RwLockReadGuard;
 
 /// What a LoRA at one site is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,8 +94,8 @@ struct Dropout {
     /// Of 65,536 inputs, how many are dropped.
     rate: u64,
     seed: u64,
-    /// Which pass draws: set before every micro-batch; pass 0 drops nothing.
-    pass: AtomicU64,
+    /// The name of each row of the batch at hand; empty while nothing is dropped.
+    rows: Slots<Vec<u64>>,
 }
 
 /// Low-rank layers at some sites of one program.
@@ -143,7 +145,9 @@ impl Lora {
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::expected(Kind::Argument, "dropout", "at least 0 and below 1", dropout));
         }
-        self.dropout = Dropout { rate: (dropout * 65_536.0).round() as u64, seed, pass: AtomicU64::new(0) };
+        let rate = ((dropout * 65_536.0).round() as u64).min(65_535);
+        let names = if rate > 0 { rows } else { 0 };
+        self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
         let sizes = self.memory_sizes(rows);
         self.memory = Slots::new(3, |i| vec![0.0; sizes[i]]);
         self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, |p| p.len())]));
@@ -190,9 +194,14 @@ impl Lora {
         self.grads.as_ref().expect("a layer that learns has gradients")
     }
 
-    /// Sets which draw of dropout the next passes use; with 0 nothing is dropped.
-    pub fn set_pass(&self, pass: u64) {
-        self.dropout.pass.store(pass, Ordering::Relaxed);
+    /// Names the rows of the next batches, at most as many as it was told to learn: dropout draws by these names. With
+    /// no names nothing is dropped.
+    pub fn set_rows(&self, names: impl Iterator<Item = u64>) {
+        if self.dropout.rate > 0 {
+            let mut rows = self.dropout.rows.get(0);
+            rows.clear();
+            rows.extend(names);
+        }
     }
 
     /// Rows of A at a site, one by one.
@@ -216,11 +225,6 @@ impl Lora {
         self.grads.is_some()
     }
 
-    /// Whether inputs are dropped now.
-    fn dropping(&self) -> bool {
-        self.learning() && self.dropout.rate > 0 && self.dropout.pass.load(Ordering::Relaxed) > 0
-    }
-
     /// `h = x·Aᵀ` for some hidden units: row i of x to `h[i·stride..]`, nothing dropped.
     pub(super) fn hidden(
         &self,
@@ -241,14 +245,18 @@ impl Lora {
         self.parts.get(site.0 as usize)?.as_ref()
     }
 
-    /// Writes `x`, the columns from `at` (a multiple of 4) on of row `row` of the batch, with dropped inputs set to 0
+    /// The names of the rows at hand, if inputs are dropped.
+    fn names(&self) -> Option<RwLockReadGuard<'_, Vec<u64>>> {
+        (self.dropout.rate > 0).then(|| self.dropout.rows.read(0))
+    }
+
+    /// Writes `x`, the columns from `at` (a multiple of 4) on of the row called `row`, with dropped inputs set to 0
     /// and the others raised to keep the mean. Linear, so gradients go through it too.
-    fn drop_into(&self, site: Site, row: usize, at: usize, x: &[f32], to: &mut [f32]) {
+    fn drop_into(&self, site: Site, row: u64, at: usize, x: &[f32], to: &mut [f32]) {
         let d = &self.dropout;
-        let pass = d.pass.load(Ordering::Relaxed);
         let keep = 65_536.0 / (65_536 - d.rate) as f32;
         for (i, (x, to)) in x.chunks(4).zip(to.chunks_mut(4)).enumerate() {
-            let mut draw = hash(d.seed, &[pass, u64::from(site.0), row as u64, (at / 4 + i) as u64]);
+            let mut draw = hash(d.seed, &[row, u64::from(site.0), (at / 4 + i) as u64]);
             for (x, to) in x.iter().zip(to) {
                 *to = if draw & 0xffff < d.rate { 0.0 } else { keep * x };
                 draw >>= 16;
@@ -272,15 +280,16 @@ impl Delta for Lora {
         h: &mut [f32],
         spare: &mut Vec<f32>,
     ) {
-        if !self.dropping() {
+        let names = self.names();
+        let Some(names) = names.as_deref().and_then(|n| n.get(first_row..first_row + x.rows())) else {
             return self.hidden(level, site, x, units.clone(), h, units.len());
-        }
+        };
         let k = self.part(site).expect("asked only where it has a width").inputs;
         let params = self.params.read(site.0 as usize);
         let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
         spare.resize(k.max(spare.len()), 0.0);
-        for (i, h) in h.chunks_exact_mut(units.len()).enumerate() {
-            self.drop_into(site, first_row + i, 0, x.row(i), &mut spare[..k]);
+        for ((i, h), name) in h.chunks_exact_mut(units.len()).enumerate().zip(names) {
+            self.drop_into(site, *name, 0, x.row(i), &mut spare[..k]);
             product(level, Dense::F32, a, 4 * k, &spare[..k], k, h, units.len());
         }
     }
@@ -360,10 +369,12 @@ impl Backward for Lora {
         let (da, db) = grads.split_at_mut(rank * inputs);
         let (mut h, mut dh, mut dropped) = (self.memory.get(0), self.memory.get(1), self.memory.get(2));
         let (h, dh) = (&mut h[..n * rank], &mut dh[..n * rank]);
-        let dropping = self.dropping();
+        let names = self.names();
+        let names = names.as_deref().map_or(&[][..], |n| n);
+        let dropping = !names.is_empty();
         let dropped = &mut dropped[..if dropping { n * inputs } else { 0 }];
         if dropping {
-            each_row(host, dropped, inputs, |row, to| self.drop_into(site, row, 0, x.row(row), to));
+            each_row(host, dropped, inputs, |row, to| self.drop_into(site, names[row], 0, x.row(row), to));
         }
         let input = if dropping { Mat::new(dropped, inputs) } else { x };
         rows_times(host, input, a, h, rank);
@@ -384,7 +395,7 @@ impl Backward for Lora {
                 let mut piece = [0.0; 256];
                 for (i, (dx, from)) in dx.chunks_mut(256).zip(through.row(row).chunks(256)).enumerate() {
                     let piece = &mut piece[..dx.len()];
-                    self.drop_into(site, row, 256 * i, from, piece);
+                    self.drop_into(site, names[row], 256 * i, from, piece);
                     onlay_kernels::math::add_scaled(level, 1.0, piece, dx);
                 }
             });

@@ -1,7 +1,31 @@
 //! Learning a layer: data, schedules, the optimiser, checkpoints, the plan of a run.
+//!
+//! ```text
+//! rows        data files, in every usual form          examples    rows as tokens, with what is learned of each
+//! order       shuffling, windows, passes, splits       schedule    learning rates, the numbers of AdamW
+//! trainer     one optimiser step                       plan        what a run will take
+//! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
+//! ```
 
+mod checkpoint;
+mod event;
+mod examples;
+mod fields;
+mod order;
+mod peak;
+mod plan;
+mod rows;
+mod run;
 mod schedule;
 mod trainer;
 
+pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
+pub use event::{Event, Flow, Outcome, Started, Stepped, Summary};
+pub use examples::{DAY, Encoder, Facts, Long, Origin, Set};
+pub use order::{Cursor, Limits, Order, Passes, split};
+pub use peak::peak_memory;
+pub use plan::{Data, Length, RunOptions, RunPlan, Start};
+pub use rows::{Content, Format, Row, Rows};
+pub use run::Run;
 pub use schedule::{Recipe, Shape};
-pub use trainer::{Example, Keep, StepReport, TrainOptions, Trainer};
+pub use trainer::{Example, Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};

@@ -1,13 +1,14 @@
 //! Learning: forward as the server does it, loss, backward segment by segment, one optimiser step per window.
 //!
 //! ```text
-//! window:   some micro-batches of whole sequences
+//! window    whole sequences, computed in as many passes as they need
 //! loss      L = (1/N) Σ over the N trained tokens of the window of −log p(token | those before)
 //! forward   residual streams between segments are kept; with `Keep::Registers` also every register
 //! head      only rows that are trained reach it, some at a time: logits, loss, gradient, gone
 //! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
 //! ```
 
+use super::order::{Limits, Passes};
 use super::schedule::Recipe;
 use crate::adapter::Lora;
 use crate::backend::{Backend, Machine, Plan};
@@ -15,9 +16,11 @@ use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, Needs, Site, Span, Step, Turns};
+use crate::rng::hash;
 use crate::tensor::{Chunks, Register, Slots, Team};
 use onlay_kernels::norm::{rms_norm, rms_norm_grad};
 use onlay_kernels::{Level, adam, math, softmax};
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -28,7 +31,7 @@ pub const MOST_SEQUENCES: usize = 256;
 const HEAD_ROWS: usize = 128;
 
 /// A sequence to learn from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Example {
     /// Its tokens.
     pub tokens: Vec<u32>,
@@ -98,7 +101,7 @@ pub struct Trainer {
     layer: Arc<Lora>,
     moments: [Slots<Vec<f32>>; 2],
     steps: u64,
-    passes: u64,
+    pack: bool,
     /// The first segment that has a backward pass.
     lowest: usize,
     /// Registers of that segment whose gradients are of use.
@@ -117,10 +120,13 @@ struct Buffers {
     d_stream: Vec<f32>,
     /// Rows of the batch whose next token is trained, and that token.
     targets: Vec<(usize, u32)>,
+    /// The name of each row, by which dropout draws.
+    names: Vec<u64>,
     head_x: Vec<f32>,
     head_dx: Vec<f32>,
     logits: Vec<f32>,
     losses: Slots<f64>,
+    passes: Passes,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -202,6 +208,7 @@ impl Trainer {
                 ("inside operations", plan.scratch_bytes()),
                 ("logits", 4 * head * (program.vocabulary + 2 * program.width) as u64),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.context)),
+                ("rows of a pass", 60 * options.rows as u64),
                 ("norms and biases", model.bound().vector_bytes()),
             ],
         }
@@ -247,17 +254,19 @@ impl Trainer {
             streams: (lowest..=program.segments.len()).map(|_| vec![0.0; stream]).collect(),
             d_stream: vec![0.0; stream],
             targets: Vec::with_capacity(options.rows),
+            names: Vec::with_capacity(options.rows),
             head_x: vec![0.0; head * program.width],
             head_dx: vec![0.0; head * program.width],
             logits: vec![0.0; head * program.vocabulary],
             losses: Slots::new(head, |_| 0.0),
+            passes: Passes::default(),
         };
         Ok(Trainer {
             backend: Box::new(machine),
             turns,
             moments: [Slots::new(layer.parts().len(), zeros), Slots::new(layer.parts().len(), zeros)],
             steps: 0,
-            passes: 0,
+            pack: false,
             lowest,
             wanted,
             memory,
@@ -287,78 +296,94 @@ impl Trainer {
         &self.moments
     }
 
-    /// Continues from a checkpoint: how many steps were taken, and how many passes were drawn for dropout.
-    pub fn set_progress(&mut self, steps: u64, passes: u64) {
-        (self.steps, self.passes) = (steps, passes);
+    /// Continues from a checkpoint: how many steps were taken.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
     }
 
-    /// Passes drawn for dropout.
-    pub fn passes(&self) -> u64 {
-        self.passes
+    /// Whether the sequences of a step are packed: each goes into the first pass with room for it. Otherwise passes
+    /// take them in order. Beyond the order of floating-point sums it changes nothing.
+    pub fn set_packing(&mut self, pack: bool) {
+        self.pack = pack;
     }
 
-    /// Mean loss over the trained tokens of `examples`, without learning, and how many there are. Sequences are taken
-    /// in micro-batches as they fit.
+    /// Mean loss over the trained tokens of `examples`, without learning and without dropout, and how many there are.
     ///
     /// # Errors
     /// As [`Trainer::step`].
-    pub fn evaluate(&mut self, examples: &[Example]) -> Result<(f64, usize)> {
-        let (mut loss, mut tokens) = (0.0, 0);
-        let mut at = 0;
-        self.layer.set_pass(0); // nothing is dropped
-        while at < examples.len() {
-            let n = self.fitting(&examples[at..])?;
-            let part = &examples[at..at + n];
-            loss += self.pass(part, None)?;
-            tokens += part.iter().map(Example::count).sum::<usize>();
-            at += n;
-        }
-        Ok((loss / tokens.max(1) as f64, tokens))
+    pub fn evaluate<E: Borrow<Example>>(&mut self, examples: &[E]) -> Result<(f64, usize)> {
+        let all = self.evaluate_while(examples, &mut |_| true)?;
+        Ok(all.expect("nobody stops it"))
     }
 
-    /// How many of the examples fit one micro-batch.
+    /// As [`Trainer::evaluate`], asking before every pass, with the number of examples done, whether to go on; `None`
+    /// if not.
     ///
     /// # Errors
-    /// `Data` if the first alone does not fit.
-    pub fn fitting(&self, examples: &[Example]) -> Result<usize> {
-        let mut rows = 0;
-        let fits = examples.iter().take(self.options.sequences).take_while(|e| {
-            rows += e.rows();
-            rows <= self.options.rows && e.rows() <= self.options.context
-        });
-        match fits.count() {
-            0 if !examples.is_empty() => Err(Error::expected(
-                Kind::Data,
-                "length of a sequence",
-                format!("at most {} tokens", self.options.rows.min(self.options.context) + 1),
-                examples[0].tokens.len(),
-            )),
-            n => Ok(n),
+    /// As [`Trainer::step`].
+    pub fn evaluate_while<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Option<(f64, usize)>> {
+        let passes = self.cut(examples, false)?;
+        let (mut loss, mut tokens, mut done) = (Ok(0.0), 0, 0);
+        for i in 0..passes.len() {
+            if !go_on(done) {
+                self.memory.passes = passes;
+                return Ok(None);
+            }
+            let which = passes.get(i);
+            let sum = self.pass(examples, which, None);
+            loss = loss.and_then(|loss| Ok(loss + sum?));
+            if loss.is_err() {
+                break;
+            }
+            tokens += which.iter().map(|i| examples[*i as usize].borrow().count()).sum::<usize>();
+            done += which.len();
         }
+        self.memory.passes = passes;
+        Ok(Some((loss? / tokens.max(1) as f64, tokens)))
     }
 
-    /// One optimiser step from a window of examples, taken in order in as many micro-batches as they need.
+    /// Cuts examples into passes. The memory of the cut is lent out and goes back when it was used.
+    fn cut<E: Borrow<Example>>(&mut self, examples: &[E], pack: bool) -> Result<Passes> {
+        let limits = self.limits();
+        let mut passes = std::mem::take(&mut self.memory.passes);
+        passes.cut(examples.len(), |i| examples[i].borrow().rows(), pack, limits)?;
+        Ok(passes)
+    }
+
+    /// The most that one pass takes.
+    pub fn limits(&self) -> Limits {
+        let TrainOptions { rows, sequences, context, .. } = self.options;
+        Limits { rows, sequences, context }
+    }
+
+    /// One optimiser step from a window of examples, in as many passes as they need.
     ///
     /// # Errors
     /// `Data` if no token is trained or a sequence does not fit; `Numeric` if the loss or a gradient is not finite
     /// (the parameters have not changed then).
-    pub fn step(&mut self, examples: &[Example], recipe: &Recipe, of_steps: u64) -> Result<StepReport> {
-        let tokens: usize = examples.iter().map(Example::count).sum();
+    pub fn step<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        recipe: &Recipe,
+        of_steps: u64,
+    ) -> Result<StepReport> {
+        let tokens: usize = examples.iter().map(|e| e.borrow().count()).sum();
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
         }
         for (i, _) in self.layer.parts().iter().enumerate().filter(|(_, p)| p.is_some()) {
             self.layer.grads().get(i).fill(0.0);
         }
-        let mut loss = 0.0;
-        let mut at = 0;
-        while at < examples.len() {
-            let n = self.fitting(&examples[at..])?;
-            self.passes += 1;
-            self.layer.set_pass(self.passes);
-            loss += self.pass(&examples[at..at + n], Some(1.0 / tokens as f32))?;
-            at += n;
-        }
+        let passes = self.cut(examples, self.pack)?;
+        let scale = 1.0 / tokens as f32;
+        let sums = (0..passes.len()).map(|i| self.pass(examples, passes.get(i), Some(scale)));
+        let loss = sums.sum::<Result<f64>>();
+        self.memory.passes = passes;
+        let loss = loss?;
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
@@ -387,18 +412,21 @@ impl Trainer {
         Ok(sum.sqrt())
     }
 
-    /// One micro-batch: the sum of its losses; with `scale`, also the gradients of `scale ·` that sum.
-    fn pass(&mut self, examples: &[Example], scale: Option<f32>) -> Result<f64> {
-        for e in examples {
+    /// One pass over some of the examples: the sum of its losses; with `scale`, also the gradients of `scale ·` that
+    /// sum.
+    fn pass<E: Borrow<Example>>(&mut self, examples: &[E], which: &[u32], scale: Option<f32>) -> Result<f64> {
+        let example = |i: &u32| (u64::from(*i), examples[*i as usize].borrow());
+        for (_, e) in which.iter().map(example) {
             self.model.check_tokens(&e.tokens)?;
         }
         let mut tiles = std::mem::take(&mut self.memory.tiles);
-        for (tiles, e) in tiles.iter_mut().zip(examples) {
+        for (tiles, (_, e)) in tiles.iter_mut().zip(which.iter().map(example)) {
             for _ in 0..Pool::tiles_for(e.rows()) {
                 tiles.push(self.backend.take_tile().expect("tiles for all rows and sequences were planned"));
             }
         }
-        let result = self.pass_over(examples, &tiles, scale);
+        let result = self.pass_over(which.iter().map(example), &tiles, scale);
+        self.layer.set_rows(std::iter::empty());
         for tiles in &mut tiles {
             self.backend.give_tiles(tiles);
         }
@@ -406,27 +434,49 @@ impl Trainer {
         result
     }
 
-    fn pass_over(&mut self, examples: &[Example], tiles: &[Vec<u32>], scale: Option<f32>) -> Result<f64> {
+    /// See [`Trainer::pass`]; `examples` come with their numbers.
+    fn pass_over<'e>(
+        &mut self,
+        examples: impl ExactSizeIterator<Item = (u64, &'e Example)>,
+        tiles: &[Vec<u32>],
+        scale: Option<f32>,
+    ) -> Result<f64> {
+        let (sequences, step) = (examples.len(), self.steps);
         let Trainer { model, options, backend, turns, layer, lowest, wanted, memory, .. } = self;
         let program = model.program();
         let lowest = *lowest;
         let layer: &Lora = layer;
-        let Buffers { tokens, pieces, streams, d_stream, targets, head_x, head_dx, logits, losses, .. } =
-            memory;
+        let Buffers {
+            tokens,
+            pieces,
+            streams,
+            d_stream,
+            targets,
+            names,
+            head_x,
+            head_dx,
+            logits,
+            losses,
+            ..
+        } = memory;
         tokens.clear();
         targets.clear();
+        names.clear();
         let mut spans = [Span::NONE; MOST_SEQUENCES];
-        for ((span, e), tiles) in spans.iter_mut().zip(examples).zip(tiles) {
+        for ((span, (number, e)), tiles) in spans.iter_mut().zip(examples).zip(tiles) {
             let first = tokens.len();
             *span = Span { first, rows: e.rows(), position: 0, tiles, delta: Some(layer) };
             tokens.extend_from_slice(&e.tokens[..e.rows()]);
+            if scale.is_some() {
+                names.extend((0..e.rows() as u64).map(|position| hash(step, &[number, position])));
+            }
             for (i, trained) in e.trained.iter().enumerate().skip(1) {
                 if *trained {
                     targets.push((first + i - 1, e.tokens[i]));
                 }
             }
         }
-        let spans = &spans[..examples.len()];
+        let spans = &spans[..sequences];
         Batch::cut(
             spans,
             Attend::longest_piece(program.attention.heads / program.attention.key_heads),
@@ -439,6 +489,8 @@ impl Trainer {
             Keep::Streams => 0,
             Keep::Registers => segment.saturating_sub(lowest),
         };
+
+        layer.set_rows(names.iter().copied());
 
         // Forward. streams[i] is the stream before segment lowest + i; the last is the end of the program.
         backend.begin(n, 0);
@@ -480,6 +532,9 @@ impl Trainer {
                 pieces: std::slice::from_ref(&whole),
             };
             let (x, z) = (&head_x[..m * width], &mut logits[..m * program.vocabulary]);
+            if scale.is_some() {
+                layer.set_rows(part.iter().map(|(row, _)| names[*row]));
+            }
             backend.product(&view, head, at, x, z);
             let rows = Chunks::new([&mut *z], program.vocabulary);
             backend.each(m, &|_| {
@@ -511,6 +566,7 @@ impl Trainer {
         }
 
         // Backward, from the end to the lowest part of the layer.
+        layer.set_rows(names.iter().copied());
         for i in (lowest..segments).rev() {
             let steps = &program.segments[i].steps;
             backend.begin(n, frame(i));

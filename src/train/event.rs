@@ -1,0 +1,187 @@
+//! What a run tells while it goes, and at its end.
+
+use super::checkpoint::{Evaluation, Terms};
+use super::{Facts, StepReport};
+use crate::adapter::Manifest;
+use crate::error::Error;
+use crate::model::{Memory, Model};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// What an observer of long work answers: whether it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// On.
+    Go,
+    /// Not further than what was begun.
+    Stop,
+}
+
+/// What happens in a run, as it happens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Everything is checked, planned and allocated; nothing has been computed yet.
+    Started(Started<'a>),
+    /// An optimiser step was taken.
+    Step(Stepped),
+    /// Evaluation rows are being computed; `done` of `of`.
+    Evaluating {
+        /// Sequences done.
+        done: usize,
+        /// Sequences.
+        of: usize,
+    },
+    /// The evaluation rows were computed.
+    Evaluated(Evaluation),
+    /// A checkpoint is on the disk.
+    Checkpointed {
+        /// Steps taken before it.
+        step: u64,
+        /// Where.
+        place: &'a Path,
+    },
+    /// All steps are taken and evaluated, and a last checkpoint is written.
+    Finished(&'a Summary),
+}
+
+/// The plan of a run.
+#[derive(Debug)]
+pub struct Started<'a> {
+    /// Steps already taken: above 0 in a run that is continued.
+    pub done: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Numbers that are learned.
+    pub parameters: usize,
+    /// Memory besides the mapped file and the rows.
+    pub memory: &'a Memory,
+    /// The rows that are learned from.
+    pub train: Facts,
+    /// The rows that are evaluated.
+    pub eval: Option<Facts>,
+    /// Evaluation rows that are also learned from.
+    pub overlap: usize,
+    /// The checkpoint that is continued.
+    pub resumed: Option<&'a Path>,
+    /// Checkpoints that could not be used.
+    pub damaged: &'a [Error],
+    /// The terms of the run.
+    pub terms: &'a Terms,
+}
+
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stepped {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub of: u64,
+    /// The epoch it lies in, from 1.
+    pub epoch: u64,
+    /// Loss, tokens, rate, norm.
+    pub report: StepReport,
+    /// Rows computed per second, over all steps since the start.
+    pub tokens_per_second: f64,
+    /// Seconds until the last step, at that speed.
+    pub seconds_left: f64,
+    /// The most memory that the process has used, where the system tells.
+    pub peak_memory: Option<u64>,
+}
+
+impl Event<'_> {
+    /// The line of a log, if the event belongs in one:
+    /// `{"step","loss","tokens","lr","grad_norm"}`, or `{"step","eval_loss","eval_tokens"}`.
+    pub fn log_line(&self) -> Option<Value> {
+        match self {
+            Event::Step(Stepped { step, report: r, .. }) => Some(json!({
+                "step": step, "loss": r.loss, "tokens": r.tokens, "lr": r.rate, "grad_norm": r.grad_norm,
+            })),
+            Event::Evaluated(e) => {
+                Some(json!({"step": e.step, "eval_loss": e.loss, "eval_tokens": e.tokens}))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a run has done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Steps taken.
+    pub steps: u64,
+    /// How often every row was seen.
+    pub epochs: f64,
+    /// Trained tokens learned from.
+    pub trained: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Loss of the first step, before its update.
+    pub first_loss: f64,
+    /// Loss of the last step, before its update.
+    pub last_loss: f64,
+    /// Losses over the evaluation rows; the first before any step, the last after all.
+    pub evaluations: Vec<Evaluation>,
+    /// Where randomness began.
+    pub seed: u64,
+    /// SHA-256 of the rows that were learned from.
+    pub data: [u8; 32],
+    /// Everything that decided the numbers.
+    pub terms: Terms,
+    /// Seconds since this process started or continued the run. Not part of [`Summary::manifest`].
+    pub seconds: f64,
+    /// The most memory that the process has used. Not part of [`Summary::manifest`].
+    pub peak_memory: Option<u64>,
+}
+
+impl Summary {
+    /// Loss over the evaluation rows before any step and after the last.
+    pub fn before_and_after(&self) -> Option<(f64, f64)> {
+        Some((self.evaluations.first()?.loss, self.evaluations.last()?.loss))
+    }
+
+    /// The manifest of the layer: the same for the same run, however often it was interrupted.
+    pub fn manifest(&self, model: &Model) -> Manifest {
+        // What the manifest says in lines of its own, or the layer itself.
+        let apart = |name: &str| {
+            ["onlay", "base", "data", "seed", "initial-layer", "method"].contains(&name)
+                || name.starts_with("layer.")
+        };
+        let terms = self.terms.iter().filter(|(name, _)| !apart(name));
+        let recipe: Map<String, Value> = terms.map(|(name, value)| (name.to_owned(), value.into())).collect();
+        let evaluation =
+            |e: &Evaluation| json!({"step": e.step, "eval_loss": e.loss, "eval_tokens": e.tokens});
+        Manifest {
+            data: Some(self.data),
+            recipe: Some(Value::Object(recipe)),
+            seed: Some(self.seed),
+            steps: Some(self.steps),
+            metrics: Some(json!({
+                "epochs": self.epochs,
+                "trained_tokens": self.trained,
+                "first_loss": self.first_loss,
+                "last_loss": self.last_loss,
+                "evaluations": self.evaluations.iter().map(evaluation).collect::<Vec<_>>(),
+            })),
+            ..Manifest::of(model)
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// With its last step.
+    Finished(Summary),
+    /// Because the observer said so. The same run with [`Start::Resume`](super::Start::Resume) goes on from there.
+    Stopped {
+        /// Steps taken.
+        step: u64,
+        /// Steps of the whole run.
+        of: u64,
+        /// The checkpoint to go on from; `None` in a run without checkpoints, whose work lies in the layer alone.
+        checkpoint: Option<PathBuf>,
+    },
+}

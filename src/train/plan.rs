@@ -1,0 +1,262 @@
+//! What a run is asked to do, and what it will take: known, and checked, before anything is allocated.
+
+use super::checkpoint::Terms;
+use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, TrainOptions, Trainer};
+use crate::adapter::Lora;
+use crate::error::{Error, Findings, Kind, Result};
+use crate::model::{Memory, Model};
+use crate::ops::kv::Precision;
+use crate::tensor::Identity;
+use onlay_kernels::Level;
+use sha2::{Digest, Sha256};
+use std::time::Duration;
+
+/// Rows of a pass unless told: enough that weights are read for many rows at once.
+const ROWS_OF_A_PASS: usize = 512;
+
+/// How long a run is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// So many times all rows; parts of an epoch are rounded up to a whole step.
+    Epochs(f64),
+    /// So many optimiser steps.
+    Steps(u64),
+}
+
+/// How a run begins where a checkpoint may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// At the beginning; a checkpoint of an earlier run is an error.
+    #[default]
+    New,
+    /// From the newest checkpoint, or at the beginning if there is none: a run may be killed before its first.
+    Resume,
+    /// At the beginning; checkpoints of an earlier run are removed.
+    Over,
+}
+
+/// Everything about a run but its model, layer and rows.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// How long it is.
+    pub length: Length,
+    /// Rows of a step are `batch_size · grad_accumulation`; only the product counts.
+    pub batch_size: usize,
+    /// See `batch_size`.
+    pub grad_accumulation: usize,
+    /// How fast to learn.
+    pub recipe: Recipe,
+    /// Share of the layer's inputs that is dropped while learning.
+    pub dropout: f64,
+    /// Of the order of rows and of dropout.
+    pub seed: u64,
+    /// Whether every epoch has another order.
+    pub shuffle: bool,
+    /// Whether short rows fill passes up (see [`Trainer::set_packing`]).
+    pub pack: bool,
+    /// Steps between evaluations; there is always one before the first step and one after the last, if there are
+    /// evaluation rows.
+    pub eval_every: Option<u64>,
+    /// Steps between checkpoints.
+    pub checkpoint_every: Option<u64>,
+    /// Time between checkpoints. There is always one when a run stops and at its end.
+    pub checkpoint_after: Option<Duration>,
+    /// What to do about a checkpoint that is there.
+    pub start: Start,
+    /// Instructions to use.
+    pub level: Level,
+    /// Threads.
+    pub threads: usize,
+    /// Rounding of keys and values: that of serving.
+    pub kv: Precision,
+    /// What is kept for the backward pass.
+    pub keep: Keep,
+    /// The most rows of a pass; `None` for 512, or the longest sequence if that is more.
+    pub rows_of_a_pass: Option<usize>,
+}
+
+impl RunOptions {
+    /// One epoch in steps of 8 rows.
+    pub fn new(level: Level, threads: usize) -> Self {
+        RunOptions {
+            length: Length::Epochs(1.0),
+            batch_size: 8,
+            grad_accumulation: 1,
+            recipe: Recipe::default(),
+            dropout: 0.0,
+            seed: 0,
+            shuffle: true,
+            pack: true,
+            eval_every: None,
+            checkpoint_every: None,
+            checkpoint_after: Some(Duration::from_secs(600)),
+            start: Start::New,
+            level,
+            threads,
+            kv: Precision::default(),
+            keep: Keep::Streams,
+            rows_of_a_pass: None,
+        }
+    }
+}
+
+/// What is learned from and what is only evaluated.
+#[derive(Clone, Debug, Default)]
+pub struct Data {
+    /// Learned from.
+    pub train: Set,
+    /// Evaluated; may be empty.
+    pub eval: Set,
+}
+
+/// What a run will take, known before anything is allocated.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// What the trainer is planned for.
+    pub options: TrainOptions,
+    /// Memory besides the mapped file and the rows.
+    pub memory: Memory,
+}
+
+impl RunPlan {
+    /// The plan of a run.
+    ///
+    /// # Errors
+    /// Everything that is wrong with options, rows and layer.
+    pub fn new(model: &Model, layer: &Lora, data: &Data, options: &RunOptions) -> Result<RunPlan> {
+        let mut wrong = Findings::default();
+        wrong.keep(options.recipe.check());
+        if !(0.0..1.0).contains(&options.dropout) {
+            let range = "at least 0 and below 1";
+            wrong.push(Error::expected(Kind::Argument, "dropout", range, options.dropout));
+        }
+        if layer.is_empty() {
+            wrong.push(Error::new(Kind::Argument, "the layer has no part that could learn"));
+        }
+        wrong.keep(layer.check(model.program()));
+        let order = wrong.keep(Order::new(
+            data.train.examples.len(),
+            options.batch_size,
+            options.grad_accumulation,
+            options.seed,
+            false,
+        ));
+        let steps = match options.length {
+            Length::Steps(steps) => steps as f64,
+            Length::Epochs(epochs) => (epochs * order.as_ref().map_or(1, Order::windows) as f64).ceil(),
+        };
+        if !(1.0..=1e15).contains(&steps) {
+            let what = if matches!(options.length, Length::Steps(_)) { "max-steps" } else { "epochs" };
+            wrong.push(Error::expected(Kind::Argument, what, "at least one step, and an end", steps));
+        }
+        for (name, every) in
+            [("eval-every", options.eval_every), ("checkpoint-every", options.checkpoint_every)]
+        {
+            if every == Some(0) {
+                wrong.push(Error::expected(Kind::Argument, name, "at least 1", 0));
+            }
+        }
+        for (i, e) in data.train.examples.iter().chain(&data.eval.examples).enumerate() {
+            if e.count() == 0 || e.trained.len() != e.tokens.len() {
+                wrong.push(Error::new(Kind::Data, format!("nothing of sequence {i} is learned")));
+            }
+            wrong.keep(model.check_tokens(&e.tokens));
+        }
+        let longest = data.train.examples.iter().chain(&data.eval.examples).map(Example::rows).max();
+        let longest = longest.unwrap_or(1).max(1);
+        let window = order.as_ref().map_or(1, Order::rows_of_window);
+        let rows = match options.rows_of_a_pass {
+            None => ROWS_OF_A_PASS.min(longest.saturating_mul(window)).max(longest),
+            Some(rows) if rows < longest => {
+                let least = format!("at least {longest}, the longest sequence");
+                wrong.push(Error::expected(Kind::Argument, "rows of a pass", least, rows));
+                longest
+            }
+            Some(rows) => rows,
+        };
+        wrong.refuse("the run cannot start")?;
+        let dropout = options.dropout > 0.0;
+        let options = TrainOptions {
+            level: options.level,
+            threads: options.threads,
+            rows,
+            context: longest,
+            sequences: window.max(8).min(rows).min(MOST_SEQUENCES),
+            kv: options.kv,
+            keep: options.keep,
+        };
+        Ok(RunPlan {
+            steps: steps as u64,
+            steps_per_epoch: order.map_or(1, |o| o.windows()),
+            memory: Trainer::plan(model, layer, dropout, &options),
+            options,
+        })
+    }
+}
+
+/// Everything that decides the numbers of a run. `layer` is as it is before the first step.
+pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptions, plan: &RunPlan) -> Terms {
+    let (o, r) = (options, &options.recipe);
+    let mut terms = Terms::default();
+    terms.set("onlay", env!("CARGO_PKG_VERSION"));
+    terms.set("base", model.weights().identity());
+    terms.set("data", Identity::hex(&data.train.hash()));
+    terms.set("eval-data", Identity::hex(&data.eval.hash()));
+    terms.set("method", "lora");
+    terms.set("initial-layer", Identity::hex(&numbers(layer)));
+    for (part, site) in layer.parts().iter().zip(&model.program().sites) {
+        if let Some(p) = part {
+            terms.set(format!("layer.{}", site.name), format!("rank {} scale {}", p.rank, p.scale));
+        }
+    }
+    terms.set("dropout", o.dropout);
+    terms.set("seed", o.seed);
+    terms.set("shuffle", o.shuffle);
+    terms.set("rows-of-a-step", o.batch_size * o.grad_accumulation);
+    terms.set("learning-rate", r.rate);
+    terms.set("lr-schedule", r.shape.name());
+    terms.set("warmup-steps", r.warmup);
+    if r.shape != Shape::Constant {
+        terms.set("steps", plan.steps); // the rate of every step depends on the last
+    }
+    terms.set("weight-decay", r.decay);
+    terms.set("max-grad-norm", r.max_norm);
+    terms.set("beta1", r.beta1);
+    terms.set("beta2", r.beta2);
+    terms.set("epsilon", r.epsilon);
+    terms.set("kv", o.kv.name());
+    // The order of floating-point sums.
+    terms.set("level", o.level.name());
+    terms.set("pack", o.pack);
+    terms.set("rows-of-a-pass", plan.options.rows);
+    terms.set("sequences-of-a-pass", plan.options.sequences);
+    terms
+}
+
+/// SHA-256 over the numbers of a layer.
+fn numbers(layer: &Lora) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for i in 0..layer.params().len() {
+        let part = layer.params().read(i);
+        hash.update((part.len() as u64).to_le_bytes());
+        part.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults() {
+        let o = RunOptions::new(Level::PORTABLE, 1);
+        assert_eq!((o.length, o.batch_size, o.grad_accumulation), (Length::Epochs(1.0), 8, 1));
+        assert_eq!((o.start, o.checkpoint_after), (Start::New, Some(Duration::from_secs(600))));
+        assert!(o.shuffle && o.pack && o.recipe.check().is_ok());
+    }
+}

@@ -1,0 +1,436 @@
+//! A run: from rows to a layer, in steps that can be watched, stopped and continued.
+//!
+//! ```text
+//! Started
+//! until all steps are taken:   evaluation if due → step → checkpoint if due
+//! last evaluation → last checkpoint → Finished
+//! ```
+//! A run that was stopped or killed, and is continued, computes the same numbers as one that was not: its numbers
+//! depend on its [`Terms`] alone, and a checkpoint of other terms is refused. Threads, what is kept for the backward
+//! pass, evaluations and checkpoints are not among them.
+//!
+//! On a loss that is not a number the run ends with an error. The parameters that gave it are not worth keeping: a
+//! checkpoint of exactly them is dropped if the one before it is there.
+
+use super::checkpoint::{Arrays, Checkpoint, Evaluation, Progress, SLOTS, Store, Terms};
+use super::event::{Event, Flow, Outcome, Started, Stepped, Summary};
+use super::plan::{Data, RunOptions, RunPlan, Start, terms};
+use super::{Example, Order, StepReport, Trainer};
+use crate::adapter::{Adapter, Lora};
+use crate::error::{Error, Findings, Kind, Place, Result};
+use crate::model::Model;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A run that is ready to go. See the module.
+pub struct Run {
+    trainer: Trainer,
+    data: Arc<Data>,
+    order: Order,
+    options: RunOptions,
+    plan: RunPlan,
+    terms: Terms,
+    /// Names of the sites, for checkpoints.
+    names: Vec<String>,
+    progress: Progress,
+    checkpoints: Option<Checkpoints>,
+    /// Rows computed by this process, and the seconds that took.
+    speed: (u64, f64),
+}
+
+/// The slots of a run.
+struct Checkpoints {
+    store: Box<dyn Store + Send>,
+    /// The steps of the checkpoint in each slot that is whole.
+    steps: [Option<u64>; SLOTS],
+    /// The slot that the run was continued from.
+    resumed: Option<usize>,
+    /// Why slots could not be used.
+    damaged: Vec<Error>,
+    last: Instant,
+    /// Whether something is not in a checkpoint yet.
+    unsaved: bool,
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Run at step {} of {}", self.progress.steps, self.plan.steps)
+    }
+}
+
+impl Run {
+    /// Checks everything, allocates what is planned and, if asked to, reads the newest checkpoint. `layer` is as it is
+    /// before the first step, in a continued run too. Without a `store` there are no checkpoints.
+    ///
+    /// # Errors
+    /// As [`RunPlan::new`] and [`Trainer::new`]; `Argument` if a checkpoint is there and it was not said what to do
+    /// about it; `Mismatch` listing every term in which a checkpoint differs; `Format` if no checkpoint is whole.
+    pub fn new(
+        model: Arc<Model>,
+        mut layer: Lora,
+        data: Data,
+        options: RunOptions,
+        store: Option<Box<dyn Store + Send>>,
+    ) -> Result<Run> {
+        let plan = RunPlan::new(&model, &layer, &data, &options)?;
+        let terms = terms(&model, &layer, &data, &options, &plan);
+        let o = &options;
+        let rows = data.train.examples.len();
+        let order = Order::new(rows, o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
+        layer.learn(plan.options.rows, o.dropout, o.seed)?;
+        let names = model.program().sites.iter().map(|s| s.name.clone()).collect();
+        let mut trainer = Trainer::new(model, Arc::new(layer), plan.options.clone())?;
+        trainer.set_packing(o.pack);
+        let mut run = Run {
+            trainer,
+            data: Arc::new(data),
+            order,
+            options,
+            plan,
+            terms,
+            names,
+            progress: Progress::default(),
+            checkpoints: None,
+            speed: (0, 0.0),
+        };
+        if let Some(store) = store {
+            run.begin(store)?;
+        }
+        Ok(run)
+    }
+
+    /// Looks at the checkpoints that are there.
+    fn begin(&mut self, mut store: Box<dyn Store + Send>) -> Result<()> {
+        let most = self.arrays().most_bytes(&self.terms);
+        let mut checkpoints = Checkpoints {
+            steps: [None; SLOTS],
+            resumed: None,
+            damaged: Vec::new(),
+            last: Instant::now(),
+            unsaved: true,
+            store: {
+                if self.options.start == Start::Over {
+                    (0..SLOTS).try_for_each(|slot| store.remove(slot))?;
+                }
+                store
+            },
+        };
+        let mut newest: Option<(usize, Checkpoint)> = None;
+        for slot in 0..SLOTS {
+            let place = checkpoints.store.place(slot).to_path_buf();
+            let read = checkpoints.store.read(slot, most);
+            match read.and_then(|bytes| bytes.map(Checkpoint::read).transpose()) {
+                Ok(None) => {}
+                Ok(Some(found)) => {
+                    let steps = found.progress().steps;
+                    checkpoints.steps[slot] = Some(steps);
+                    if newest.as_ref().is_none_or(|(_, n)| n.progress().steps < steps) {
+                        newest = Some((slot, found));
+                    }
+                }
+                Err(e) if e.kind() == Kind::Io => return Err(e),
+                Err(e) => checkpoints.damaged.push(e.in_file(&place)),
+            }
+        }
+        match (self.options.start, newest) {
+            (Start::Resume, Some((slot, found))) => {
+                let place = checkpoints.store.place(slot).to_path_buf();
+                self.restore(&found).map_err(|e| e.in_file(&place))?;
+                checkpoints.resumed = Some(slot);
+                checkpoints.unsaved = false;
+            }
+            (Start::New, Some((slot, found))) => {
+                let text = format!(
+                    "there is a checkpoint of an earlier run, at step {}: resume it, or start over",
+                    found.progress().steps
+                );
+                let place = Place::Path(checkpoints.store.place(slot).into());
+                return Err(Error::new(Kind::Argument, text).at(place));
+            }
+            (Start::Over, _) => {}
+            (Start::New | Start::Resume, None) => {
+                let mut wrong = Findings::default();
+                if !checkpoints.damaged.is_empty() {
+                    checkpoints.damaged.drain(..).for_each(|e| wrong.push(e));
+                    wrong
+                        .push(Error::new(Kind::Format, "no checkpoint is whole; only starting over is left"));
+                }
+                wrong.refuse("checkpoints cannot be used")?;
+            }
+        }
+        self.checkpoints = Some(checkpoints);
+        Ok(())
+    }
+
+    fn restore(&mut self, from: &Checkpoint) -> Result<()> {
+        let progress = from.restore(&self.terms, self.arrays())?;
+        let mut wrong = Findings::default();
+        if progress.steps > self.plan.steps {
+            let most = format!("at most {}, the steps of the run", self.plan.steps);
+            wrong.push(Error::expected(Kind::Mismatch, "steps", most, progress.steps));
+        }
+        let cursor = self.order.cursor(progress.steps);
+        if cursor != progress.cursor {
+            let (expected, found) = (format!("{cursor:?}"), format!("{:?}", progress.cursor));
+            wrong.push(Error::expected(Kind::Mismatch, "place in the data", expected, found));
+        }
+        wrong.refuse("the checkpoint is of another run")?;
+        self.trainer.set_steps(progress.steps);
+        self.progress = progress;
+        Ok(())
+    }
+
+    fn arrays(&self) -> Arrays<'_> {
+        let [first, second] = self.trainer.moments();
+        let layer = self.trainer.layer().params();
+        Arrays { names: &self.names, sets: [("layer", layer), ("first", first), ("second", second)] }
+    }
+
+    /// The layer, as far as it has learned.
+    pub fn layer(&self) -> &Arc<Lora> {
+        self.trainer.layer()
+    }
+
+    /// The layer as an adapter that says where it comes from, to be written or worn.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn adapter(&self, name: &str, summary: &Summary) -> Result<Adapter> {
+        let model = self.trainer.model();
+        Adapter::new(name, self.layer().copy(), summary.manifest(model), model.program())
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
+    }
+
+    /// Everything that decides the numbers.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The newest checkpoint on the disk: its steps and where it is.
+    pub fn checkpoint(&self) -> Option<(u64, &Path)> {
+        let c = self.checkpoints.as_ref()?;
+        let newest = (0..SLOTS).filter(|s| c.steps[*s].is_some()).max_by_key(|s| c.steps[*s])?;
+        Some((c.steps[newest]?, c.store.place(newest)))
+    }
+
+    /// Removes the checkpoints, once the layer has been written to where it belongs.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove_checkpoints(&mut self) -> Result<()> {
+        let Some(c) = &mut self.checkpoints else { return Ok(()) };
+        c.steps = [None; SLOTS];
+        (0..SLOTS).try_for_each(|slot| c.store.remove(slot))
+    }
+
+    /// Goes on until all steps are taken or the observer stops it: after the step at hand, with a checkpoint.
+    /// Steps allocate nothing.
+    ///
+    /// # Errors
+    /// `Numeric` if a loss or a gradient is not a number, naming the step and what else is known; `Io` if a checkpoint
+    /// cannot be written: the one before it is then still whole. The run may be continued from
+    /// [`Run::checkpoint`] in both cases.
+    pub fn go(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Outcome> {
+        let start = Instant::now();
+        let data = Arc::clone(&self.data);
+        let mut window: Vec<&Example> = Vec::with_capacity(self.order.rows_of_window());
+        let rows: usize = data.train.examples.iter().map(Example::rows).sum();
+        let rows_per_step = rows as f64 / self.plan.steps_per_epoch as f64;
+        if self.say_started(observer) == Flow::Stop {
+            return self.stop(observer);
+        }
+        while self.evaluate(observer)? == Flow::Go {
+            if self.progress.steps == self.plan.steps {
+                self.save(observer)?;
+                let summary = self.summary(start.elapsed().as_secs_f64());
+                observer(&Event::Finished(&summary));
+                return Ok(Outcome::Finished(summary));
+            }
+            let cursor = self.order.cursor(self.progress.steps);
+            window.clear();
+            window.extend(self.order.window(cursor).iter().map(|i| &data.train.examples[*i as usize]));
+            let begun = Instant::now();
+            let report = match self.trainer.step(&window, &self.options.recipe, self.plan.steps) {
+                Ok(report) => report,
+                Err(e) => return Err(self.failed(e, format!("step {}", self.progress.steps + 1), observer)),
+            };
+            let rows = window.iter().map(|e| e.rows() as u64).sum();
+            self.count(report, rows, begun.elapsed().as_secs_f64());
+            let speed = self.speed.0 as f64 / self.speed.1.max(1e-9);
+            let left = (self.plan.steps - self.progress.steps) as f64;
+            let flow = observer(&Event::Step(Stepped {
+                step: self.progress.steps,
+                of: self.plan.steps,
+                epoch: cursor.epoch + 1,
+                report,
+                tokens_per_second: speed,
+                seconds_left: left * rows_per_step / speed.max(1e-9),
+                peak_memory: super::peak_memory(),
+            }));
+            if flow == Flow::Stop {
+                break;
+            }
+            if self.checkpoint_due() && self.save(observer)? == Flow::Stop {
+                break;
+            }
+        }
+        self.stop(observer)
+    }
+
+    fn say_started(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Flow {
+        let c = self.checkpoints.as_ref();
+        observer(&Event::Started(Started {
+            done: self.progress.steps,
+            steps: self.plan.steps,
+            steps_per_epoch: self.plan.steps_per_epoch,
+            parameters: self.layer().len(),
+            memory: &self.plan.memory,
+            train: self.data.train.facts(),
+            eval: (!self.data.eval.examples.is_empty()).then(|| self.data.eval.facts()),
+            overlap: self.data.eval.overlap(&self.data.train),
+            resumed: c.and_then(|c| Some(c.store.place(c.resumed?))),
+            damaged: c.map_or(&[], |c| &c.damaged),
+            terms: &self.terms,
+        }))
+    }
+
+    /// Takes a step into the books.
+    fn count(&mut self, report: StepReport, rows: u64, seconds: f64) {
+        let p = &mut self.progress;
+        p.steps = self.trainer.steps();
+        p.cursor = self.order.cursor(p.steps);
+        p.trained += report.tokens as u64;
+        p.rows += rows;
+        p.losses = Some((p.losses.map_or(report.loss, |l| l.0), report.loss));
+        self.speed.0 += rows;
+        self.speed.1 += seconds;
+        self.checkpoints.iter_mut().for_each(|c| c.unsaved = true);
+    }
+
+    /// Computes the evaluation rows, if it is time to.
+    fn evaluate(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Flow> {
+        let (step, rows) = (self.progress.steps, &self.data.eval.examples);
+        let ends = step == 0 || step == self.plan.steps;
+        let due = ends || self.options.eval_every.is_some_and(|n| step % n == 0);
+        let done = self.progress.evaluations.last().is_some_and(|e| e.step == step);
+        if rows.is_empty() || !due || done {
+            return Ok(Flow::Go);
+        }
+        let of = rows.len();
+        let go_on = &mut |done| observer(&Event::Evaluating { done, of }) == Flow::Go;
+        match self.trainer.evaluate_while(rows, go_on) {
+            Ok(None) => Ok(Flow::Stop),
+            Ok(Some((loss, tokens))) => {
+                let evaluation = Evaluation { step, loss, tokens: tokens as u64 };
+                self.progress.evaluations.push(evaluation);
+                self.checkpoints.iter_mut().for_each(|c| c.unsaved = true);
+                Ok(observer(&Event::Evaluated(evaluation)))
+            }
+            Err(e) => Err(self.failed(e, format!("evaluation after step {step}"), observer)),
+        }
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        let Some(c) = &self.checkpoints else { return false };
+        self.options.checkpoint_every.is_some_and(|n| self.progress.steps % n == 0)
+            || self.options.checkpoint_after.is_some_and(|time| c.last.elapsed() >= time)
+    }
+
+    /// Writes a checkpoint, if there is anything new: over one of the same step, otherwise over the older one.
+    fn save(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Flow> {
+        let Some(mut c) = self.checkpoints.take_if(|c| c.unsaved) else { return Ok(Flow::Go) };
+        let same = (0..SLOTS).find(|s| c.steps[*s] == Some(self.progress.steps));
+        let slot = same.or((0..SLOTS).min_by_key(|s| c.steps[*s])).unwrap_or(0); // an empty one before all
+        let arrays = self.arrays();
+        let done =
+            c.store.write(slot, &mut |out| Checkpoint::write(out, &self.terms, &self.progress, arrays));
+        let flow = done.map(|()| {
+            c.steps[slot] = Some(self.progress.steps);
+            (c.last, c.unsaved) = (Instant::now(), false);
+            observer(&Event::Checkpointed { step: self.progress.steps, place: c.store.place(slot) })
+        });
+        self.checkpoints = Some(c);
+        flow
+    }
+
+    fn stop(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Outcome> {
+        self.save(observer)?;
+        let checkpoint = self.checkpoint().map(|(_, place)| place.to_path_buf());
+        Ok(Outcome::Stopped { step: self.progress.steps, of: self.plan.steps, checkpoint })
+    }
+
+    /// What to say, and what to keep, when a step or an evaluation has failed.
+    fn failed(&mut self, error: Error, at: String, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Error {
+        let numeric = error.kind() == Kind::Numeric;
+        // A gradient that is not finite came after a loss that was: the parameters are good.
+        let good = error.places().iter().any(|p| matches!(p, Place::Tensor(_)));
+        let error = error.at(Place::Key(at));
+        if !numeric {
+            return error;
+        }
+        let mut wrong = Findings::default();
+        wrong.push(error);
+        if good {
+            wrong.keep(self.save(observer));
+        } else {
+            let name = self.names.iter().zip(0..).find_map(|(name, i)| {
+                let finite = self.layer().params().read(i).iter().all(|v| v.is_finite());
+                (!finite).then_some(name)
+            });
+            let name = name.cloned();
+            wrong.keep(self.drop_newest(name.is_some()));
+            let model = self.trainer.model();
+            let cause = match name {
+                Some(name) => {
+                    let text = "the layer's numbers are no longer finite";
+                    Some(Error::new(Kind::Numeric, text).at(Place::Tensor(name)))
+                }
+                None => model.bound().first_not_finite(model.program()),
+            };
+            cause.into_iter().for_each(|e| wrong.push(e));
+        }
+        wrong.refuse("the run cannot go on").expect_err("there is a finding")
+    }
+
+    /// Forgets a checkpoint of exactly these parameters, if there is one before it or they are `broken`.
+    fn drop_newest(&mut self, broken: bool) -> Result<()> {
+        let Some(c) = &mut self.checkpoints else { return Ok(()) };
+        let here = (0..SLOTS).find(|s| c.steps[*s] == Some(self.progress.steps));
+        match here {
+            Some(slot) if broken || c.steps.iter().flatten().count() > 1 => {
+                c.steps[slot] = None;
+                c.store.remove(slot)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn summary(&self, seconds: f64) -> Summary {
+        let p = &self.progress;
+        let (first_loss, last_loss) = p.losses.unwrap_or((f64::NAN, f64::NAN));
+        Summary {
+            steps: p.steps,
+            epochs: p.steps as f64 / self.plan.steps_per_epoch as f64,
+            trained: p.trained,
+            rows: p.rows,
+            first_loss,
+            last_loss,
+            evaluations: p.evaluations.clone(),
+            seed: self.options.seed,
+            data: self.data.train.hash(),
+            terms: self.terms.clone(),
+            seconds,
+            peak_memory: super::peak_memory(),
+        }
+    }
+}
