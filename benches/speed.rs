@@ -24,7 +24,7 @@ fn main() {
         hidden: 0,
     };
     let mut runner = Runner::new(model, options).unwrap();
-    let tokens: Vec<u32> = (0..pp as u32).map(|i| i * 17 % 30_000).collect();
+    let tokens: Vec<u32> = (0..pp as u32).map(|i| i * 17 % 4_000).collect();
     let level = Level::chosen().unwrap().name();
     for _ in 0..3 {
         let mut s = runner.sequence();
@@ -34,7 +34,7 @@ fn main() {
         runner.forget(&mut s);
         let t = Instant::now();
         for i in 0..tg {
-            let token = [i as u32 * 31 % 30_000];
+            let token = [i as u32 * 31 % 4_000];
             let r = Request { sequence: &mut s, tokens: &token, delta: None, wanted: Wanted::Last };
             runner
                 .step(&mut [r], &mut |_, _, z| {

@@ -26,7 +26,7 @@ fn greedy_text_of_stories260k() {
         let mut text = String::new();
         let done = engine.generate(&mut session, &mut sampler, &limits, &mut |piece| {
             text.push_str(piece);
-            Flow::Continue
+            Flow::Go
         });
         assert_eq!(text.trim(), want.trim());
         assert!(done.unwrap().tokens <= 200);

@@ -4,15 +4,7 @@ use super::sampler::Sampler;
 use super::session::{Engine, Session};
 use crate::error::Result;
 use crate::text::{Stream, Tokenizer};
-
-/// Whether to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// On.
-    Continue,
-    /// Stop here.
-    Stop,
-}
+pub use crate::train::Flow;
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +108,7 @@ impl Engine {
             if !limits.raw && tokenizer.is_end_of_generation(token) {
                 break End::Model;
             }
-            let (text, stopped) = hold.push(&stream.push(token));
+            let (text, stopped) = hold.push(stream.push(token));
             if !text.is_empty() && take(&text) == Flow::Stop {
                 break End::Caller;
             }
@@ -125,7 +117,7 @@ impl Engine {
             }
         };
         if !matches!(end, End::Caller | End::StopString) {
-            let (mut text, _) = hold.push(&stream.finish());
+            let (mut text, _) = hold.push(stream.finish());
             text.push_str(&hold.held);
             if !text.is_empty() {
                 take(&text);
