@@ -1,2 +1,7 @@
-//! The `onlay` program.
-fn main() {}
+//! The `onlay` command; see `cli`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,69 @@
+//! Opening what the flags name.
+
+use super::options::{Kv, Machine, Wear};
+use super::terminal::warn;
+use onlay::Result;
+use onlay::adapter::{Adapter, Worn};
+use onlay::engine::{Engine, EngineOptions, Layer};
+use onlay::error::Findings;
+use onlay::model::Model;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Positions of a session unless told, if the model has as many.
+const CONTEXT: usize = 4096;
+
+/// The context to plan for: as told, or what the model knows, up to 4,096.
+pub fn context(model: &Model, told: Option<usize>) -> usize {
+    told.unwrap_or(model.program().context.min(CONTEXT))
+}
+
+/// Opens a model.
+pub fn model(path: &Path) -> Result<Arc<Model>> {
+    Model::open(path).map(Arc::new)
+}
+
+/// Opens the layers that are to be worn, and says what is worth saying about them.
+pub fn worn(model: &Model, wear: &Wear) -> Result<Option<Arc<Worn>>> {
+    if wear.adapters.is_empty() {
+        return Ok(None);
+    }
+    let mut wrong = Findings::default();
+    let mut stack = Vec::new();
+    for one in &wear.adapters {
+        let Some((adapter, warnings)) = wrong.keep(Adapter::open(&one.path, model)) else { continue };
+        for warning in warnings {
+            if wear.exact_base {
+                wrong.push(warning.refuse().in_file(&one.path));
+            } else {
+                warn(format_args!("{}: {warning}", one.path.display()));
+            }
+        }
+        stack.push((Arc::new(adapter), one.weight));
+    }
+    wrong.refuse("the adapters cannot be used")?;
+    Ok(Some(Arc::new(Worn::new(model.program(), stack)?)))
+}
+
+/// The same as a layer of a session; `None` where nothing is left to wear.
+pub fn layer(worn: &Option<Arc<Worn>>) -> Option<Layer> {
+    worn.as_ref().filter(|w| !w.stack().is_empty()).map(|w| Arc::clone(w) as Layer)
+}
+
+/// An engine for one session that wears at most `worn`.
+pub fn engine(
+    model: &Arc<Model>,
+    machine: &Machine,
+    kv: &Kv,
+    context: usize,
+    worn: &Option<Arc<Worn>>,
+) -> Result<Engine> {
+    let options = EngineOptions {
+        threads: machine.threads(),
+        context,
+        kv: kv.kv,
+        hidden: worn.as_ref().map_or(0, |w| w.hidden(model.program())),
+        ..EngineOptions::default()
+    };
+    Engine::new(Arc::clone(model), &options)
+}
