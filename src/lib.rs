@@ -46,3 +46,8 @@ pub mod eval;
 pub mod engine;
 
 pub use error::{Error, Kind, Result};
+
+// The README's example is compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

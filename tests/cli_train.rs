@@ -247,7 +247,7 @@ fn a_conversation_swaps_layers_without_reloading() {
     assert_eq!(done.status.code(), Some(1), "{done:?}");
     assert!(String::from_utf8_lossy(&done.stderr).contains("chat template"));
 
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tales.gguf");
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fable-15m.gguf");
     let bundled = bundled.to_str().unwrap();
     let out = folder.file("my.gguf");
     let rows = folder.file("rows.jsonl");
