@@ -295,7 +295,7 @@ fn what_run_refuses() {
     refused(&["run", &model], 2, &["-p"]);
     refused(&["run", &model, "-p", "a", "-f", "b"], 2, &[]);
     refused(&["run", &model, "-p", "a", "--kv", "f8"], 2, &["f16"]);
-    refused(&["run", &model, "-p", "a", "--temp=-1", "--top-p", "0"], 1, &["temperature", "top-p"]);
+    refused(&["run", &model, "-p", "a", "--temp=-1", "--top-p", "0"], 1, &["temp", "top-p"]);
     refused(&["run", "no-such.gguf", "-p", "a"], 1, &["no-such.gguf"]);
     refused(&["run", &model, "-p", "a", "--adapter", "no-such"], 1, &["no-such"]);
     refused(&["run", &model, "-f", "no-such.txt"], 1, &["no-such.txt"]);

@@ -74,9 +74,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Peak learning rate
-    #[arg(long, value_name = "L", default_value_t = 5e-4, help_heading = "Recipe")]
-    pub learning_rate: f64,
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models]
+    #[arg(long, value_name = "L", help_heading = "Recipe")]
+    pub learning_rate: Option<f64>,
     /// constant, linear or cosine
     #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
     pub schedule: Shape,

@@ -125,7 +125,7 @@ fn prepare(args: &Args) -> Result<Prepared> {
         batch_size: args.batch_size,
         grad_accumulation: args.grad_accumulation,
         recipe: Recipe {
-            rate: args.learning_rate,
+            rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
             shape: args.schedule,
             warmup: args.warmup_steps,
             decay: args.weight_decay,
