@@ -45,4 +45,7 @@ pub mod eval;
 
 pub mod engine;
 
+#[cfg(feature = "capi")]
+mod capi;
+
 pub use error::{Error, Kind, Result};
