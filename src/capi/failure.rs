@@ -98,9 +98,9 @@ mod tests {
     fn kinds_have_names() {
         let header = include_str!("../../include/onlay.h");
         let number = |name: &str| {
-            let line = header.lines().find_map(|l| {
-                l.trim_start().strip_prefix(&format!("ONLAY_{} = ", name.to_uppercase()))
-            });
+            let line = header
+                .lines()
+                .find_map(|l| l.trim_start().strip_prefix(&format!("ONLAY_{} = ", name.to_uppercase())));
             let digits = line.unwrap_or_else(|| panic!("{name} is not in the header"));
             digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<i32>().unwrap()
         };

@@ -58,16 +58,14 @@ impl Base {
 /// The tokens of a text, as flags ask.
 pub(super) fn encode(model: &Model, text: &[u8], asked: u32) -> Done<Vec<u32>> {
     flags(asked, ADD_SPECIAL | PARSE_SPECIAL)?;
-    let options =
-        Encode { special: asked & ADD_SPECIAL != 0, parse_special: asked & PARSE_SPECIAL != 0 };
+    let options = Encode { special: asked & ADD_SPECIAL != 0, parse_special: asked & PARSE_SPECIAL != 0 };
     Ok(model.tokenizer()?.encode(text, options))
 }
 
 /// Messages from JSON: a list, or an object with more than that.
 fn conversation(json: &[u8]) -> Done<Conversation> {
     let data = |text: String| Error::new(Kind::Data, text);
-    let value: Value =
-        serde_json::from_slice(json).map_err(|e| data(format!("messages: not JSON: {e}")))?;
+    let value: Value = serde_json::from_slice(json).map_err(|e| data(format!("messages: not JSON: {e}")))?;
     let Value::Object(mut object) = value else { return Ok(Conversation::new(value)?) };
     let messages = object.remove("messages").ok_or_else(|| data("messages: the object has none".into()))?;
     let mut talk = Conversation::new(messages)?;

@@ -87,7 +87,9 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         0.0 => None,
         // a run longer than a century writes its checkpoint at the end
         s if s > 0.0 => Some(Duration::from_secs_f64(s.min(3e9))),
-        s => return Err(Failure::argument(format!("checkpoint_seconds: expected a number from 0, found {s}"))),
+        s => {
+            return Err(Failure::argument(format!("checkpoint_seconds: expected a number from 0, found {s}")));
+        }
     };
     Ok(RunOptions {
         length: if o.max_steps > 0 { Length::Steps(o.max_steps) } else { Length::Epochs(o.epochs) },
@@ -140,8 +142,7 @@ fn layer(o: &TrainOptions, model: &Model) -> Done<(Lora, Option<Hash>)> {
         "" => "all",
         list => list,
     };
-    let mut layer =
-        Targets::parse(targets)?.layer(model.program(), rank, (alpha / rank as f64) as f32)?;
+    let mut layer = Targets::parse(targets)?.layer(model.program(), rank, (alpha / rank as f64) as f32)?;
     layer.start(&mut Rng::new(o.seed));
     Ok((layer, None))
 }
@@ -209,7 +210,9 @@ fn trained(s: &Summary) -> Trained {
 
 /// What a run that was stopped says.
 fn stopped(step: u64, of: u64, checkpoint: Option<PathBuf>) -> Failure {
-    let text = format!("stopped after step {step} of {of}; the same options with ONLAY_START_RESUME go on from there");
+    let text = format!(
+        "stopped after step {step} of {of}; the same options with ONLAY_START_RESUME go on from there"
+    );
     let error = Error::new(Kind::Cancelled, text);
     match checkpoint {
         Some(path) => error.at(Place::Path(path)),
