@@ -218,3 +218,25 @@ fn a_panic_becomes_a_status() {
     assert_eq!(boundary(ErrorOut(&mut error), || Ok(())), failure::OK);
     assert!(error.is_null(), "success says so");
 }
+
+#[test]
+fn a_session_that_broke_off_can_only_be_freed() {
+    let (model, mut session) = (tiny(), null());
+    let options = SessionOptions { context: 64, threads: 1, ..SessionOptions::default() };
+    let (given, e) = (StructIn(&raw const options), ErrorOut(null_mut()));
+    let made = session::onlay_session_new(Handle(model, PhantomData), given, handle_out(&mut session), e);
+    assert_eq!(made, 0);
+    let seat = || Handle::<Seat>(session, PhantomData);
+    let broken = boundary(ErrorOut(null_mut()), || {
+        let seat = seat().get("session")?;
+        let _held = seat.lock()?;
+        std::panic::resume_unwind(Box::new("in the middle"))
+    });
+    assert_eq!(broken, PANIC);
+    let mut error = null();
+    let status = session::onlay_session_truncate(seat(), 0, ErrorOut(&mut error));
+    assert_eq!(status, PANIC);
+    assert!(failed(status, error).contains("only be freed"));
+    session::onlay_session_free(seat());
+    model::onlay_model_free(Handle(model, PhantomData));
+}

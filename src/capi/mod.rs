@@ -9,6 +9,9 @@
 //! A handle is an `Arc`: each call takes a reference of its own, so a handle may be freed inside a callback. There is
 //! no global state.
 
+#[cfg(panic = "abort")]
+compile_error!("feature capi needs panic = \"unwind\": it promises that no defect ends the host's process");
+
 mod adapter;
 mod boundary;
 mod failure;

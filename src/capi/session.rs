@@ -30,7 +30,8 @@ pub struct Seat {
     state: Mutex<State>,
 }
 
-struct State {
+/// What a call on a session works with.
+pub struct State {
     engine: Engine,
     session: Session,
     /// What is attached, in this order.
@@ -38,7 +39,7 @@ struct State {
 }
 
 impl Seat {
-    fn lock(&self) -> Done<MutexGuard<'_, State>> {
+    pub(super) fn lock(&self) -> Done<MutexGuard<'_, State>> {
         self.state.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => Failure::new(BUSY, "the session is in another call"),
             TryLockError::Poisoned(_) => {

@@ -88,7 +88,9 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         // a run longer than a century writes its checkpoint at the end
         s if s > 0.0 => Some(Duration::from_secs_f64(s.min(3e9))),
         s => {
-            return Err(Failure::argument(format!("checkpoint_seconds: expected a number from 0, found {s}")));
+            return Err(Failure::argument(format!(
+                "checkpoint_seconds: expected a number from 0, found {s}"
+            )));
         }
     };
     Ok(RunOptions {

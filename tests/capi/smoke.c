@@ -1,65 +1,5 @@
-/* A C program that does everything onlay.h offers, with a tiny model. tests/capi.rs makes the files it is given:
- *   smoke FOLDER      model.gguf, other.gguf (another model), unsigned.gguf (an adapter without a manifest),
- *                     train.jsonl, text.jsonl, bad.jsonl, and the folders whole and parts
- */
-#include "onlay.h"
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static int failed;
-
-#define CHECK(what)                                                        \
-    do {                                                                   \
-        if (!(what)) {                                                     \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #what);     \
-            failed = 1;                                                    \
-        }                                                                  \
-    } while (0)
-
-static onlay_error *error;
-
-static void okay(onlay_status status, int line) {
-    if (status != ONLAY_OK || error != NULL) {
-        fprintf(stderr, "line %d: %s: %s\n", line, onlay_status_name(status), onlay_error_message(error));
-        exit(1);
-    }
-}
-#define OKAY(call) okay(call, __LINE__)
-
-static void wrong(onlay_status found, onlay_status expected, const char *message, int line) {
-    if (found != expected || onlay_error_status(error) != expected || !strstr(onlay_error_message(error), message)) {
-        fprintf(stderr, "line %d: expected %s with \"%s\", found %s: %s\n", line, onlay_status_name(expected), message,
-                onlay_status_name(found), onlay_error_message(error));
-        failed = 1;
-    }
-    onlay_error_free(error);
-    error = NULL;
-}
-/* The call fails like this, and says so without an error object too. */
-#define WRONG(status, message, call) wrong(call, status, message, __LINE__)
-
-static char folder[1024];
-static char name_buffer[4][1200];
-
-static const char *file(int slot, const char *name) {
-    snprintf(name_buffer[slot], sizeof name_buffer[slot], "%s/%s", folder, name);
-    return name_buffer[slot];
-}
-
-static onlay_text text(const char *s) {
-    onlay_text t;
-    t.data = s;
-    t.len = strlen(s);
-    return t;
-}
-
-static int exists(const char *path) {
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-}
+/* Opening, tokens and text, sessions, generating, and everything that can be wrong with the arguments. */
+#include "checks.h"
 
 /* ---- generating ------------------------------------------------------------------------------------------------- */
 
@@ -87,29 +27,6 @@ static int hear(void *user, const char *piece, size_t len) {
         CHECK(onlay_session_generate(h->session, NULL, NULL, NULL, NULL, NULL) == ONLAY_BUSY);
     }
     return h->stop_after > 0 && h->pieces == h->stop_after;
-}
-
-static onlay_generate_options generating(uint64_t tokens, float temperature) {
-    onlay_generate_options o;
-    OKAY(onlay_generate_options_init(&o, sizeof o, &error));
-    o.max_tokens = tokens;
-    o.temperature = temperature;
-    o.seed = 7;
-    o.raw = 1; /* a model of random weights ends anywhere */
-    return o;
-}
-
-/* All tokens of the session after 24 generated from the prompt: 12 the likeliest, 12 drawn. */
-static size_t run(onlay_session *session, uint32_t *tokens, size_t capacity) {
-    static const char prompt[] = "the land and the ";
-    onlay_generate_options greedy = generating(12, 0), drawn = generating(12, 1);
-    size_t n = 0;
-    OKAY(onlay_session_truncate(session, 0, &error));
-    OKAY(onlay_session_append_text(session, prompt, strlen(prompt), ONLAY_ADD_SPECIAL, &error));
-    OKAY(onlay_session_generate(session, &greedy, NULL, NULL, NULL, &error));
-    OKAY(onlay_session_generate(session, &drawn, NULL, NULL, NULL, &error));
-    OKAY(onlay_session_tokens(session, tokens, capacity, &n, &error));
-    return n;
 }
 
 static void serving(const onlay_model *model) {
@@ -271,206 +188,37 @@ static void texts(const onlay_model *model) {
     WRONG(ONLAY_TEMPLATE, "nobody", onlay_model_render(model, "[]", 2, 0, NULL, 0, &m, NULL, 0, &n, &error));
 }
 
-/* ---- training --------------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    int calls[8];
-    uint64_t first_step, last_step, cancel_at;
-    double loss;
-    int cancel_phase;
-} Seen;
-
-static int watch(void *user, const onlay_progress *p) {
-    Seen *s = user;
-    CHECK(p->struct_size == sizeof *p && p->phase >= 1 && p->phase <= 6);
-    s->calls[p->phase]++;
-    if (p->phase == ONLAY_TRAIN_STARTED) {
-        s->first_step = p->step;
-        CHECK(p->planned_bytes > 1000 && isnan(p->loss));
+/* Two threads on one session: each call either works or is refused, and what is left is a session. */
+static void *crowd(void *user) {
+    onlay_session *session = user;
+    long busy = 0, i;
+    for (i = 0; i < 200; i++) {
+        onlay_generate_options o = {0};
+        onlay_status status;
+        onlay_generate_options_init(&o, sizeof o, NULL);
+        o.max_tokens = 1;
+        o.temperature = 0;
+        status = onlay_session_generate(session, &o, NULL, NULL, NULL, NULL);
+        CHECK(status == ONLAY_OK || status == ONLAY_BUSY);
+        busy += status == ONLAY_BUSY;
+        status = onlay_session_truncate(session, 5, NULL);
+        CHECK(status == ONLAY_OK || status == ONLAY_BUSY);
     }
-    if (p->phase == ONLAY_TRAIN_STEP) {
-        CHECK(p->steps == 6 && p->step == s->first_step + (uint64_t)s->calls[ONLAY_TRAIN_STEP]);
-        CHECK(p->loss > 0 && p->lr > 0 && p->grad_norm > 0 && p->tokens > 0);
-        CHECK(p->tokens_per_second > 0 && p->seconds_left >= 0);
-        s->last_step = p->step;
-        s->loss = p->loss;
-        if (p->step == s->cancel_at) return 1;
-    }
-    if (p->phase == ONLAY_TRAIN_EVALUATED) CHECK(p->eval_loss > 0);
-    return (int)p->phase == s->cancel_phase;
+    return (void *)busy;
 }
 
-static onlay_train_options training(const char *output) {
-    onlay_train_options o;
-    OKAY(onlay_train_options_init(&o, sizeof o, &error));
-    CHECK(o.rank == 16 && o.shuffle == 1 && o.overwrite == 0 && o.checkpoint_seconds == 600.0);
-    o.data = text(file(0, "train.jsonl"));
-    o.output = text(output);
-    o.rank = 4;
-    o.max_steps = 6;
-    o.batch_size = 2;
-    o.learning_rate = 2e-2;
-    o.eval_split = 0.25;
-    o.seed = 3;
-    o.threads = 2;
-    o.context = 128;
-    return o;
-}
-
-static int same_files(const char *a, const char *b) {
-    FILE *f = fopen(a, "rb"), *g = fopen(b, "rb");
-    int c = 0, d = 0;
-    if (f && g) do { c = fgetc(f); d = fgetc(g); } while (c == d && c != EOF);
-    else c = 1;
-    if (f) fclose(f);
-    if (g) fclose(g);
-    return c == d;
-}
-
-static void learning(const onlay_model *model, const onlay_model *again, const onlay_model *other) {
-    char whole[1200], parts[1200], checkpoint[1300], message[200];
-    onlay_session_options options;
+static void crowding(const onlay_model *model) {
     onlay_session *session = NULL;
-    onlay_adapter *made = NULL, *opened = NULL, *foreign = NULL;
-    onlay_train_options o;
-    onlay_trained result, first;
-    Seen seen;
-    uint32_t base[64], found[64], learned[64];
-    size_t n, m, len;
-    const char *path;
-
-    strcpy(whole, file(1, "whole/layer.gguf")); /* its name is in the file */
-    strcpy(parts, file(1, "parts/layer.gguf"));
-    snprintf(checkpoint, sizeof checkpoint, "%s.checkpoint", parts);
-
-    /* a session that lives through all of it */
-    OKAY(onlay_session_options_init(&options, sizeof options, &error));
-    options.context = 64;
-    options.threads = 2;
-    options.adapter_rank = 8;
-    OKAY(onlay_session_new(model, &options, &session, &error));
-    n = run(session, base, 64);
-
-    /* one run from beginning to end */
-    memset(&seen, 0, sizeof seen);
-    memset(&result, 0, sizeof result);
-    result.struct_size = sizeof result;
-    o = training(whole);
-    OKAY(onlay_train(model, &o, watch, &seen, &made, &result, &error));
-    CHECK(made != NULL && exists(whole));
-    CHECK(seen.calls[ONLAY_TRAIN_STARTED] == 1 && seen.calls[ONLAY_TRAIN_STEP] == 6 && seen.first_step == 0);
-    CHECK(seen.calls[ONLAY_TRAIN_EVALUATED] == 2 && seen.calls[ONLAY_TRAIN_ENCODING] >= 1);
-    CHECK(result.steps == 6 && result.last_loss == seen.loss && result.last_loss < result.first_loss);
-    CHECK(result.eval_after < result.eval_before && result.seconds > 0);
-    first = result;
-    snprintf(checkpoint, sizeof checkpoint, "%s.checkpoint", whole);
-    CHECK(!exists(checkpoint));
-
-    /* one that is cancelled, refused, and resumed: the same file */
-    snprintf(checkpoint, sizeof checkpoint, "%s.checkpoint", parts);
-    memset(&seen, 0, sizeof seen);
-    seen.cancel_at = 2;
-    o = training(parts);
-    WRONG(ONLAY_CANCELLED, "after step 2 of 6", onlay_train(model, &o, watch, &seen, &opened, NULL, &error));
-    CHECK(seen.last_step == 2 && opened == NULL && exists(checkpoint) && !exists(parts));
-    WRONG(ONLAY_ARGUMENT, "at step 2", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o.start = ONLAY_START_RESUME;
-    o.seed = 4;
-    WRONG(ONLAY_MISMATCH, "seed", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o.seed = 3;
-    memset(&seen, 0, sizeof seen);
-    OKAY(onlay_train(model, &o, watch, &seen, NULL, NULL, &error));
-    CHECK(seen.first_step == 2 && seen.calls[ONLAY_TRAIN_STEP] == 4 && !exists(checkpoint));
-    CHECK(same_files(whole, parts));
-
-    /* cancelled while rows are encoded: nothing to save */
-    memset(&seen, 0, sizeof seen);
-    seen.cancel_phase = ONLAY_TRAIN_ENCODING;
-    o = training(file(1, "never.gguf"));
-    WRONG(ONLAY_CANCELLED, "encoded", onlay_train(model, &o, watch, &seen, NULL, NULL, &error));
-
-    /* what the layer does, and that it goes away */
-    OKAY(onlay_session_attach(session, made, 1, &error));
-    OKAY(onlay_session_attach(session, made, 1, &error));
-    m = run(session, learned, 64);
-    CHECK(m == n && memcmp(base, learned, n * sizeof *base) != 0);
-    OKAY(onlay_session_detach(session, made, &error));
-    CHECK(run(session, found, 64) == n && memcmp(base, found, n * sizeof *base) == 0);
-    WRONG(ONLAY_ARGUMENT, "not attached", onlay_session_detach(session, made, &error));
-
-    /* the file is the same layer */
-    OKAY(onlay_adapter_open(model, parts, strlen(parts), ONLAY_REFUSE_WARNINGS, &opened, &error));
-    OKAY(onlay_adapter_warnings(opened, NULL, 0, &len, &error));
-    CHECK(len == 0);
-    OKAY(onlay_session_attach(session, opened, 1, &error));
-    CHECK(run(session, found, 64) == n && memcmp(learned, found, n * sizeof *base) == 0);
-    OKAY(onlay_session_attach(session, opened, 0, &error)); /* a scale of 0 takes it off */
-    CHECK(run(session, found, 64) == n && memcmp(base, found, n * sizeof *base) == 0);
-
-    /* two at once, an adapter freed while it is on, all taken off in the middle of a text */
-    OKAY(onlay_session_attach(session, opened, 0.5f, &error));
-    OKAY(onlay_session_attach(session, made, -0.5f, &error));
-    onlay_adapter_free(opened);
-    onlay_adapter_free(made);
-    run(session, found, 64);
-    OKAY(onlay_session_detach(session, NULL, &error));
-    CHECK(run(session, found, 64) == n && memcmp(base, found, n * sizeof *base) == 0);
-
-    /* adapters that do not belong */
-    opened = NULL;
-    OKAY(onlay_adapter_open(again, parts, strlen(parts), 0, &opened, &error));
-    WRONG(ONLAY_MISMATCH, "another model", onlay_session_attach(session, opened, 1, &error));
-    onlay_adapter_free(opened);
-    o = training(file(1, "foreign.gguf"));
-    o.data = text(file(2, "text.jsonl"));
-    OKAY(onlay_train(other, &o, NULL, NULL, NULL, NULL, &error));
-    WRONG(ONLAY_MISMATCH, "onlay.base.shape",
-          onlay_adapter_open(model, o.output.data, o.output.len, 0, &foreign, &error));
-    CHECK(foreign == NULL);
-    path = file(2, "nothing-here.gguf");
-    WRONG(ONLAY_IO, "nothing-here.gguf", onlay_adapter_open(model, path, strlen(path), 0, &foreign, &error));
-
-    /* one that says nothing about its base, and whose shapes happen to fit */
-    path = file(2, "unsigned.gguf");
-    WRONG(ONLAY_MISMATCH, "does not say",
-          onlay_adapter_open(model, path, strlen(path), ONLAY_REFUSE_WARNINGS, &foreign, &error));
-    OKAY(onlay_adapter_open(model, path, strlen(path), 0, &foreign, &error));
-    OKAY(onlay_adapter_warnings(foreign, message, sizeof message, &len, &error));
-    CHECK(len > 20 && memcmp(message, "the adapter does not say", 24) == 0);
-    onlay_adapter_free(foreign);
-
-    /* more rank than the session has room for */
-    o = training(file(1, "wide.gguf"));
-    o.rank = 9;
-    o.max_steps = 6;
-    o.checkpoint_seconds = 0;
-    OKAY(onlay_train(model, &o, NULL, NULL, &made, NULL, &error));
-    WRONG(ONLAY_ARGUMENT, "adapter_rank", onlay_session_attach(session, made, 1, &error));
-    CHECK(run(session, found, 64) == n && memcmp(base, found, n * sizeof *base) == 0);
-    onlay_adapter_free(made);
-
-    /* going on from a layer */
-    o = training(file(1, "further.gguf"));
-    o.init_adapter = text(whole);
-    memset(&seen, 0, sizeof seen);
-    OKAY(onlay_train(model, &o, watch, &seen, NULL, &result, &error));
-    CHECK(result.steps == 6 && result.eval_before < first.eval_before);
-
-    /* runs that cannot begin */
-    o = training(whole);
-    WRONG(ONLAY_ARGUMENT, "exists already", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o = training(file(1, "no/such/folder.gguf"));
-    WRONG(ONLAY_IO, "directory", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o = training(file(1, "x.gguf"));
-    o.data = text(file(2, "bad.jsonl"));
-    WRONG(ONLAY_DATA, "line 2", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o = training(file(1, "x.gguf"));
-    o.targets = text("q,nose");
-    WRONG(ONLAY_ARGUMENT, "nose", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    o.targets = text("q");
-    o.batch_size = 0;
-    WRONG(ONLAY_ARGUMENT, "batch_size", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
-    WRONG(ONLAY_ARGUMENT, "output", onlay_train(model, NULL, NULL, NULL, NULL, NULL, &error));
+    pthread_t others[3];
+    uint32_t before[64], after[64];
+    size_t n;
+    int i;
+    OKAY(onlay_session_new(model, NULL, &session, &error));
+    n = run(session, before, 64);
+    for (i = 0; i < 3; i++) CHECK(pthread_create(&others[i], NULL, crowd, session) == 0);
+    crowd(session);
+    for (i = 0; i < 3; i++) CHECK(pthread_join(others[i], NULL) == 0);
+    CHECK(run(session, after, 64) == n && memcmp(before, after, n * sizeof *before) == 0);
     onlay_session_free(session);
 }
 
@@ -513,7 +261,7 @@ int main(int argc, char **argv) {
 
     texts(model);
     serving(model);
-    learning(model, again, other);
+    crowding(model);
 
     /* a session outlives the handle of its model */
     OKAY(onlay_session_new(again, NULL, &session, &error));
@@ -526,6 +274,6 @@ int main(int argc, char **argv) {
     onlay_session_free(session);
     onlay_model_free(other);
     onlay_model_free(model);
-    if (!failed) printf("smoke: done\n");
+    if (!failed) printf("done\n");
     return failed;
 }
