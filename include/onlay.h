@@ -12,44 +12,48 @@
  *   links a second static library made by another Rust toolchain must hide it (docs/c.md has the three commands).
  *
  * RESULTS AND ERRORS
- *   Every call that can fail returns an onlay_status and takes an `onlay_error **error` as its last argument. There is
- *   no last error, and no other state outside the handles. `error` may be NULL. Otherwise *error is always written:
- *   NULL after success, after failure a new error that the caller frees with onlay_error_free. What *error held before
- *   is overwritten, not freed. After a failure outputs are as they were, except that a handle to be created is NULL;
- *   where a call changes a session or a file before it fails, it says below what remains.
+ *   Every call that can fail returns an onlay_status and takes an `onlay_error **error` as its last argument. There
+ *   is no last error, and no other state outside the handles. `error` may be NULL. Otherwise *error is always
+ *   written: NULL after success, after failure a new error that the caller frees with onlay_error_free, on any
+ *   thread. What *error held before is overwritten, not freed. After a failure outputs are as they were, except that
+ *   a handle to be created is NULL; where a call changes a session or a file before it fails, it says below what
+ *   remains.
  *   Nothing here prints, exits, aborts, installs handlers or reads the environment (but for ONLAY_LEVEL, which forces
- *   a lower instruction set). A defect of the library is caught at this boundary and becomes ONLAY_PANIC; Rust's
- *   runtime then writes a line to stderr, unless the host is itself Rust and has told it otherwise. Memory that was
- *   planned and is not there is ONLAY_MEMORY; a small allocation that the system refuses ends the process, as
- *   in all Rust code.
+ *   a lower instruction set).
+ *   A defect of the library is caught at this boundary and becomes ONLAY_PANIC; Rust's runtime then writes a line to
+ *   stderr, unless the host is itself Rust and has told it otherwise. Memory that was planned and is not there is
+ *   ONLAY_MEMORY; a small allocation that the system refuses ends the process, as in all Rust code.
  *
  * STRINGS AND ARRAYS
- *   In: a pointer and a length, not terminated; NULL with length 0 is empty. Text is UTF-8; paths are UTF-8, on Unix any
- *   bytes. The library keeps no pointer after the call returns.
+ *   In: a pointer and a length, not terminated; NULL with length 0 is empty. Text is UTF-8; paths are UTF-8, on Unix
+ *   any bytes. The library keeps no pointer after the call returns.
  *   Out: the caller's buffer, its capacity, and where to write how many elements there are. That pointer must not be
- *   NULL, and the number is written even if they do not fit: if there are more than the capacity, nothing is written to the buffer; the call returns
- *   ONLAY_BUFFER and may be repeated with a larger one. A NULL buffer with capacity 0 asks for the number alone and
- *   succeeds. Text that comes out is not terminated; the one exception is the text of errors, statuses and the version.
+ *   NULL, and the number is written even if they do not fit: if there are more than the capacity, nothing is written
+ *   to the buffer; the call returns ONLAY_BUFFER and may be repeated with a larger one. A NULL buffer with capacity 0
+ *   asks for the number alone and succeeds. Text that comes out is not terminated; the one exception is the text of
+ *   errors, statuses and the version.
  *
  * STRUCTS
- *   Every struct begins with struct_size. Fill option structs with their _init, passing sizeof, and change what should
- *   differ; NULL means all defaults. Later versions only append fields: a program compiled against an older header
- *   gets the defaults for those it does not know, and one compiled against a newer header is refused
- *   (ONLAY_UNSUPPORTED) only if it sets a field that this library does not know. For structs that come out, set
- *   struct_size before the call; that many bytes are written at most.
+ *   Every struct begins with struct_size. Fill option structs with their _init, passing sizeof, and change what
+ *   should differ; NULL means all defaults. Later versions only append fields: a program compiled against an older
+ *   header gets the defaults for those it does not know, and one compiled against a newer header is refused
+ *   (ONLAY_UNSUPPORTED) only if it sets a field that this library does not know.
+ *   For structs that come out, set struct_size before the call; that many bytes are written at most.
  *
  * HANDLES AND THREADS
- *   A handle is made by one call and freed by its _free, once, from any thread; freeing NULL does nothing. Handles hold
- *   what they need: a model may be freed before its sessions and adapters, an adapter before the sessions that it is
- *   attached to; memory goes with the last. A handle may be freed while a call uses it, if that call is known to have
- *   begun (inside its callback, for instance).
- *   Models and adapters never change: use them from any number of threads at once. A session is used by one thread at
- *   a time, not always the same one; a call on a session that is in another call (on another thread, or around the
- *   callback that makes it) does nothing and returns ONLAY_BUSY. Sessions work beside each other and beside training.
+ *   A handle is made by one call and freed by its _free, once, from any thread; freeing NULL does nothing. Handles
+ *   hold what they need: a model may be freed before its sessions and adapters, an adapter before the sessions that
+ *   it is attached to; memory goes with the last.
+ *   A handle may be freed while a call uses it, if that call is known to have begun (inside its callback, for
+ *   instance).
+ *   Models and adapters never change: use them from any number of threads at once.
+ *   A session is used by one thread at a time, not always the same one; a call on a session that is in another call
+ *   (on another thread, or around the callback that makes it) does nothing and returns ONLAY_BUSY. Sessions work
+ *   beside each other and beside training.
  *
  * CALLBACKS
- *   Run on the thread that made the call, before it returns. They must not unwind: no C++ exception and no longjmp may
- *   leave them (the process ends if one does). They may call anything here, except on the session they are called for.
+ *   Run on the thread that made the call, before it returns. They must not unwind: if a C++ exception or a longjmp
+ *   leaves one, the behaviour is undefined. They may call anything here, except on the session they are called for.
  */
 #ifndef ONLAY_H
 #define ONLAY_H
@@ -179,7 +183,7 @@ enum { ONLAY_KV_F32 = 1, ONLAY_KV_F16 = 2, ONLAY_KV_Q8_0 = 3 };
 
 typedef struct onlay_session_options {
     size_t struct_size;
-    uint64_t context;      /* most tokens of the session; 0 (default): 2048, or what the model was trained for if less */
+    uint64_t context;      /* most tokens; 0 (default): 2048, or what the model was trained for if that is less */
     uint64_t rows;         /* tokens of a prompt computed at a time; default 512 */
     uint32_t threads;      /* the calling one included; 0 (default): as many as there are cores, up to 16 */
     int32_t kv;            /* default ONLAY_KV_F16 */
@@ -210,7 +214,7 @@ onlay_status onlay_session_append_text(onlay_session *session, const char *text,
 onlay_status onlay_session_tokens(onlay_session *session, uint32_t *tokens, size_t tokens_capacity,
                                   size_t *tokens_len, onlay_error **error);
 
-/* Forgets all but the first `len` tokens; 0 begins anew. A `len` that is not less than what there is changes nothing. */
+/* Forgets all but the first `len` tokens; 0 begins anew. A `len` beyond what there is changes nothing. */
 onlay_status onlay_session_truncate(onlay_session *session, size_t len, onlay_error **error);
 
 /* ---- Generating ------------------------------------------------------------------------------------------------- */
@@ -382,13 +386,14 @@ typedef struct onlay_trained {
     uint64_t peak_bytes;
 } onlay_trained;
 
-/* Trains a layer, writes it to options->output as a whole or not at all, and removes the checkpoints. The model, and
- * sessions over it, can be used meanwhile. `callback`, `adapter` and `result` may be NULL. A non-NULL `adapter` gets
- * the new layer, ready to attach to sessions of this model; opening the output gives the same.
- * A callback that cancels ends the run after the step at hand, with a checkpoint: the status is ONLAY_CANCELLED and the
- * message says at which step, and that the same options with ONLAY_START_RESUME go on from it. (While rows are encoded
- * there is nothing to save yet.) After any other error the newest checkpoint, if there was one, is still whole and can
- * be resumed in the same way. */
+/* Trains a layer, writes it to options->output as a whole or not at all, and removes the checkpoints. What the run
+ * reads, the base and the data, is refused as output. The model, and sessions over it, can be used meanwhile.
+ * `callback`, `adapter` and `result` may be NULL. A non-NULL `adapter` gets the new layer, ready to attach to sessions
+ * of this model; opening the output gives the same.
+ * A callback that cancels ends the run after the step at hand, with a checkpoint: the status is ONLAY_CANCELLED and
+ * the message says at which step, and that the same options with ONLAY_START_RESUME go on from it. (While rows are
+ * encoded there is nothing to save yet.) After any other error the newest checkpoint, if there was one, is still whole
+ * and can be resumed in the same way. (If only the checkpoints could not be removed, ONLAY_IO, the output is there.) */
 onlay_status onlay_train(const onlay_model *model, const onlay_train_options *options,
                          onlay_progress_callback callback, void *user, onlay_adapter **adapter,
                          onlay_trained *result, onlay_error **error);

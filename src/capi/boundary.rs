@@ -80,10 +80,10 @@ macro_rules! plain {
         #[cfg(test)]
         impl $name {
             /// For the test that holds it to the header.
-            pub const LAYOUT: (&'static str, usize, &'static [(&'static str, usize)]) = (
+            pub const LAYOUT: (&'static str, usize, &'static [(&'static str, &'static str, usize)]) = (
                 $c,
                 size_of::<$name>(),
-                &[$((stringify!($field), std::mem::offset_of!($name, $field)),)*],
+                &[$((stringify!($field), stringify!($t), std::mem::offset_of!($name, $field)),)*],
             );
         }
     };

@@ -7,7 +7,7 @@ use super::boundary::{
 use super::failure::{BUSY, Done, Failure, PANIC};
 use super::model::{Base, encode};
 use super::structs::{
-    GenerateOptions, Generated, SessionOptions, context, count, flag, precision, threads, utf8,
+    GenerateOptions, Generated, SessionOptions, context, count, flag, precision, reserved, threads, utf8,
 };
 use crate::adapter::{Adapter, Worn};
 use crate::engine::{Choice, End, Engine, EngineOptions, Flow, Limits, Sampler, Session};
@@ -65,6 +65,7 @@ impl Seat {
 
 fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOptions, Memory)> {
     let o = options.read("options")?;
+    reserved(o.reserved)?;
     let rank = count(o.adapter_rank.into(), 0, 1 << 16, "adapter_rank")?;
     let options = EngineOptions {
         threads: threads(o.threads)?,
@@ -181,6 +182,7 @@ export! {
         let seat = session.get("session")?;
         result.check("result")?;
         let o = options.read("options")?;
+        reserved(o.reserved)?;
         let (limits, choice) = (limits(&o)?, choice(&o)?);
         let state = &mut *seat.lock()?;
         let mut sampler = Sampler::new(choice, seat.model.program().vocabulary)?;

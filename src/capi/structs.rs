@@ -2,6 +2,7 @@
 
 use super::boundary::{StructOut, Text, export, plain};
 use super::failure::{Done, Failure};
+use crate::error::{Error, Kind};
 use crate::model::Model;
 use crate::ops::kv::Precision;
 
@@ -153,6 +154,14 @@ pub(super) fn flag(value: u32, name: &str) -> Done<bool> {
     count(value.into(), 0, 1, name).map(|v| v == 1)
 }
 
+/// A field that has no meaning yet.
+pub(super) fn reserved(value: u32) -> Done {
+    match value {
+        0 => Ok(()),
+        _ => Err(Error::expected(Kind::Unsupported, "reserved", 0, value).into()),
+    }
+}
+
 /// A set of flags of which only `known` exist.
 pub(super) fn flags(value: u32, known: u32) -> Done {
     match value & !known {
@@ -238,8 +247,21 @@ mod tests {
             let code: String = body.lines().map(|l| l.split("/*").next().unwrap()).collect();
             assert_eq!(code.matches(';').count(), fields.len() + 1, "{name}");
             checks += &format!("_Static_assert(sizeof({name}) == {size}, \"{name}\");\n");
-            for (field, offset) in fields {
-                let text = format!("offsetof({name}, {field}) == {offset}");
+            for (field, kind, offset) in fields {
+                let kind = match *kind {
+                    "u32" => "uint32_t",
+                    "i32" => "int32_t",
+                    "u64" => "uint64_t",
+                    "i64" => "int64_t",
+                    "usize" => "size_t",
+                    "f32" => "float",
+                    "f64" => "double",
+                    "Text" => "onlay_text",
+                    "*const Text" => "const onlay_text *",
+                    other => panic!("what is {other} in C?"),
+                };
+                let same = format!("_Generic((({name} *)0)->{field}, {kind}: 1, default: 0)");
+                let text = format!("offsetof({name}, {field}) == {offset} && {same}");
                 checks += &format!("_Static_assert({text}, \"{name}.{field}\");\n");
             }
         }

@@ -177,8 +177,8 @@ fn data(o: &TrainOptions, model: &Model, watch: &mut Watch) -> Done<Data> {
     Ok(Data { train, eval: Set::default() })
 }
 
-/// Where the adapter goes; found to be free before hours are spent.
-fn output(o: &TrainOptions) -> Done<(PathBuf, bool)> {
+/// Where the adapter goes; found to be free before hours are spent. What the run reads is never overwritten.
+fn output(o: &TrainOptions, model: &Model) -> Done<(PathBuf, bool)> {
     let path = path(o.output.bytes("output")?, "output")?;
     let overwrite = flag(o.overwrite, "overwrite")?;
     let mut wrong = Findings::default();
@@ -187,6 +187,19 @@ fn output(o: &TrainOptions) -> Done<(PathBuf, bool)> {
         Ok(found) if found.is_dir() => push(Kind::Argument, "exists and is not a file"),
         Ok(_) if !overwrite => push(Kind::Argument, "exists already, and overwriting was not asked for"),
         _ => {}
+    }
+    let mut reads = vec![("the base", model.weights().path().to_owned())];
+    for (what, text) in [("the data", &o.data), ("the evaluation data", &o.eval_data)] {
+        let bytes = text.bytes(what)?;
+        if !bytes.is_empty() {
+            reads.push((what, structs::path(bytes, what)?));
+        }
+    }
+    let place = std::fs::canonicalize(&path).ok();
+    for (what, file) in reads {
+        if place.is_some() && place == std::fs::canonicalize(file).ok() {
+            push(Kind::Argument, &format!("is {what} of this run"));
+        }
     }
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
     if directory.is_some_and(|d| !d.is_dir()) || path.file_name().is_none() {
@@ -237,7 +250,7 @@ export! {
         result.check("result")?;
         let o = options.read("options")?;
         let run_options = run_options(&o)?;
-        let (path, overwrite) = output(&o)?;
+        let (path, overwrite) = output(&o, &model)?;
         let (layer, parent) = layer(&o, &model)?;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;

@@ -254,6 +254,11 @@ static void learning(const onlay_model *model, const onlay_model *again, const o
     /* runs that cannot begin */
     o = training(whole);
     WRONG(ONLAY_ARGUMENT, "exists already", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
+    o.overwrite = 1;
+    o.output = o.data;
+    WRONG(ONLAY_ARGUMENT, "is the data of this run", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
+    o.output = text(file(1, "model.gguf"));
+    WRONG(ONLAY_ARGUMENT, "is the base of this run", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o = training(file(1, "no/such/folder.gguf"));
     WRONG(ONLAY_IO, "directory", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o = training(file(1, "x.gguf"));

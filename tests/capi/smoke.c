@@ -113,6 +113,9 @@ static void serving(const onlay_model *model) {
     o = generating(1, 0);
     o.stop_len = (size_t)-1;
     WRONG(ONLAY_ARGUMENT, "stop_len", onlay_session_generate(session, &o, NULL, NULL, NULL, &error));
+    o = generating(1, 0);
+    o.reserved = 1;
+    WRONG(ONLAY_UNSUPPORTED, "reserved", onlay_session_generate(session, &o, NULL, NULL, NULL, &error));
     o.struct_size = 3;
     WRONG(ONLAY_ARGUMENT, "struct_size", onlay_session_generate(session, &o, NULL, NULL, NULL, &error));
     tokens[0] = 4000000000u;
@@ -145,7 +148,8 @@ static void serving(const onlay_model *model) {
 static void texts(const onlay_model *model) {
     static const char said[] = "the land and the sea <|end_of_text|>";
     static const char talk[] = "[{\"role\":\"user\",\"content\":\"land?\"}]";
-    static const char more[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"land?\"}],\"variables\":{\"tone\":\"dry\"}}";
+    static const char more[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"land?\"}],\"variables\":{\"tone\":\"dry\"}}";
     uint32_t tokens[128];
     char back[256];
     size_t n = 0, m = 0, len = 0;
@@ -164,7 +168,8 @@ static void texts(const onlay_model *model) {
     OKAY(onlay_model_tokenize(model, said, strlen(said), 0, tokens, 128, &m, &error));
     OKAY(onlay_model_detokenize(model, tokens, m, 0, back, sizeof back, &len, &error));
     CHECK(len == strlen(said) && memcmp(back, said, len) == 0);
-    OKAY(onlay_model_tokenize(model, said, strlen(said), ONLAY_ADD_SPECIAL | ONLAY_PARSE_SPECIAL, tokens, 128, &m, &error));
+    OKAY(onlay_model_tokenize(model, said, strlen(said), ONLAY_ADD_SPECIAL | ONLAY_PARSE_SPECIAL, tokens, 128,
+              &m, &error));
     CHECK(tokens[0] == 270 && tokens[m - 1] == 271 && m < n);
     OKAY(onlay_model_detokenize(model, tokens, 1, ONLAY_PARSE_SPECIAL, back, sizeof back, &len, &error));
     CHECK(len == strlen("<|begin_of_text|>"));
@@ -172,14 +177,15 @@ static void texts(const onlay_model *model) {
     CHECK(m == 0);
     WRONG(ONLAY_ARGUMENT, "flags", onlay_model_tokenize(model, said, 3, 64, tokens, 128, &m, &error));
 
-    OKAY(onlay_model_render(model, talk, strlen(talk), ONLAY_GENERATION_PROMPT, back, sizeof back, &len, tokens, 128, &n,
-                            &error));
+    OKAY(onlay_model_render(model, talk, strlen(talk), ONLAY_GENERATION_PROMPT, back, sizeof back, &len,
+              tokens, 128, &n, &error));
     CHECK(len == strlen("<|begin_of_text|>user: land?\nassistant: ") && tokens[0] == 270 && tokens[1] != 270);
     CHECK(memcmp(back + len - 11, "assistant: ", 11) == 0);
     OKAY(onlay_model_render(model, talk, strlen(talk), 0, NULL, 0, &m, NULL, 0, &n, &error));
     CHECK(m == len - 11);
     memset(back, 'x', sizeof back);
-    WRONG(ONLAY_BUFFER, "tokens", onlay_model_render(model, talk, strlen(talk), 0, back, sizeof back, &m, tokens, 2, &n, &error));
+    WRONG(ONLAY_BUFFER, "tokens", onlay_model_render(model, talk, strlen(talk), 0, back, sizeof back, &m,
+              tokens, 2, &n, &error));
     CHECK(m == len - 11 && n > 2 && back[0] == 'x');
     OKAY(onlay_model_render(model, more, strlen(more), 0, back, sizeof back, &m, NULL, 0, &n, &error));
     CHECK(m > 4 && memcmp(back, "<|begin_of_text|>(dry)", 22) == 0);
