@@ -45,6 +45,9 @@ pub mod eval;
 
 pub mod engine;
 
+#[cfg(feature = "capi")]
+mod capi;
+
 pub use error::{Error, Kind, Result};
 
 // The README's example is compiled as a test.
