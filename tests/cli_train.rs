@@ -196,7 +196,7 @@ fn refusals_list_everything_and_leave_nothing() {
     std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
     refused(&train(&cut, &data, &out, &[]), 1, &["cut.gguf"]);
     refused(&train(folder.0.to_str().unwrap(), &data, &out, &[]), 1, &["expected"]);
-    refused(&train(&model, &data, &cut, &[]), 1, &["cut.gguf", "--overwrite"]);
+    refused(&train(&model, &data, &cut, &[]), 1, &["cut.gguf", "overwrite"]);
     refused(&train(&model, &data, &out, &["--memory", "1KiB"]), 1, &["--memory", "at least"]);
     assert!(!Path::new(&out).exists());
     // no checkpoint, no lock

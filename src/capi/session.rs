@@ -7,7 +7,8 @@ use super::boundary::{
 use super::failure::{BUSY, Done, Failure, PANIC};
 use super::model::{Base, encode};
 use super::structs::{
-    GenerateOptions, Generated, SessionOptions, context, count, flag, precision, reserved, threads, utf8,
+    CONTEXT, GenerateOptions, Generated, SessionOptions, context, count, flag, precision, reserved, threads,
+    utf8,
 };
 use crate::adapter::{Adapter, Worn};
 use crate::engine::{Choice, End, Engine, EngineOptions, Flow, Limits, Sampler, Session};
@@ -69,7 +70,7 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
     let rank = count(o.adapter_rank.into(), 0, 1 << 16, "adapter_rank")?;
     let options = EngineOptions {
         threads: threads(o.threads)?,
-        context: context(o.context, model)?,
+        context: context(o.context, CONTEXT, model)?,
         sessions: 1,
         rows: count(o.rows, 1, 1 << 16, "rows")?,
         kv: precision(o.kv)?,

@@ -69,10 +69,10 @@ plain! {
         rank: u64 = 16,
         alpha: f64 = 0.0,
         dropout: f64 = 0.0,
-        learning_rate: f64 = 2e-4,
+        learning_rate: f64 = 0.0,
         weight_decay: f64 = 0.0,
         max_grad_norm: f64 = 1.0,
-        epochs: f64 = 1.0,
+        epochs: f64 = 3.0,
         max_steps: u64 = 0,
         warmup_steps: u64 = 0,
         batch_size: u64 = 8,
@@ -82,7 +82,7 @@ plain! {
         eval_split: f64 = 0.0,
         eval_every: u64 = 0,
         checkpoint_every: u64 = 0,
-        checkpoint_seconds: f64 = 600.0,
+        checkpoint_seconds: f64 = 300.0,
         threads: u32 = 0,
         kv: i32 = KV_F16,
         schedule: i32 = SCHEDULE_COSINE,
@@ -137,7 +137,7 @@ pub(super) const START_RESUME: i32 = 2;
 pub(super) const START_OVER: i32 = 3;
 
 /// Positions unless told, if the model was trained for as many.
-const CONTEXT: usize = 2048;
+pub(super) const CONTEXT: usize = 2048;
 /// No cache of this interface has more positions; sizes computed from it stay far from overflowing.
 const MOST_CONTEXT: u64 = 1 << 24;
 
@@ -171,9 +171,9 @@ pub(super) fn flags(value: u32, known: u32) -> Done {
 }
 
 /// The context to use; 0 asks for the default.
-pub(super) fn context(value: u64, model: &Model) -> Done<usize> {
+pub(super) fn context(value: u64, most: usize, model: &Model) -> Done<usize> {
     if value == 0 {
-        return Ok(CONTEXT.min(model.program().context).max(1));
+        return Ok(most.min(model.program().context).max(1));
     }
     count(value, 1, MOST_CONTEXT, "context")
 }
@@ -284,7 +284,8 @@ mod tests {
         let o = crate::train::RunOptions::new(onlay_kernels::Level::PORTABLE, 1);
         let t = TrainOptions::default();
         assert_eq!((t.batch_size, t.grad_accumulation), (o.batch_size as u64, o.grad_accumulation as u64));
-        assert_eq!((t.learning_rate, t.max_grad_norm), (o.recipe.rate, o.recipe.max_norm));
+        assert_eq!((t.learning_rate, t.max_grad_norm), (0.0, o.recipe.max_norm));
+        assert_eq!(o.length, crate::train::Length::Epochs(t.epochs));
         assert_eq!((t.shuffle == 1, t.pack == 1), (o.shuffle, o.pack));
         assert_eq!(Some(std::time::Duration::from_secs_f64(t.checkpoint_seconds)), o.checkpoint_after);
         let (g, c) = (GenerateOptions::default(), crate::engine::Choice::default());

@@ -9,14 +9,15 @@ use super::structs::{
     self, Progress, TrainOptions, Trained, context, count, flag, path, precision, threads, utf8,
 };
 use crate::adapter::manifest::Hash;
-use crate::adapter::{Adapter, Lora, Manifest, Targets};
-use crate::error::{Error, Findings, Kind, Place};
+use crate::adapter::{Adapter, Lora, Targets};
+use crate::error::{Error, Kind, Place};
+use crate::format::files::check_target;
 use crate::model::Model;
 use crate::rng::Rng;
 use crate::tensor::Team;
 use crate::train::{
-    Data, Encoder, Event, Files, Flow, Format, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan,
-    Set, Shape, Start, Summary, split,
+    CONTEXT, Data, Encoder, Event, Files, Flow, Format, Length, Long, Outcome, Recipe, Rows, Run, RunOptions,
+    RunPlan, Set, Shape, Start, Summary, split,
 };
 use onlay_kernels::Level;
 use std::ffi::{c_int, c_void};
@@ -80,7 +81,7 @@ impl Watch {
 }
 
 /// The options of a run, from C's.
-fn run_options(o: &TrainOptions) -> Done<RunOptions> {
+fn run_options(o: &TrainOptions, model: &Model) -> Done<RunOptions> {
     let level = Level::chosen().map_err(Failure::argument)?;
     let every = |n: u64| (n > 0).then_some(n);
     let after = match o.checkpoint_seconds {
@@ -98,7 +99,10 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         batch_size: count(o.batch_size, 1, 1 << 20, "batch_size")?,
         grad_accumulation: count(o.grad_accumulation, 1, 1 << 20, "grad_accumulation")?,
         recipe: Recipe {
-            rate: o.learning_rate,
+            rate: match o.learning_rate {
+                0.0 => Recipe::rate_for(model.program().width),
+                rate => rate,
+            },
             shape: match o.schedule {
                 structs::SCHEDULE_CONSTANT => Shape::Constant,
                 structs::SCHEDULE_LINEAR => Shape::Linear,
@@ -156,7 +160,7 @@ fn data(o: &TrainOptions, model: &Model, watch: &mut Watch) -> Done<Data> {
         name => Some(Format::named(name)?),
     };
     let chat = Encoder::chat_of(model)?;
-    let mut encoder = Encoder::new(model, chat.as_ref(), context(o.context, model)?);
+    let mut encoder = Encoder::new(model, chat.as_ref(), context(o.context, CONTEXT, model)?);
     encoder.long = if flag(o.truncate, "truncate")? { Long::Truncate } else { Long::Refuse };
     let mut read = |file: PathBuf| -> Done<Set> {
         let rows = Rows::read(file, format)?;
@@ -181,13 +185,6 @@ fn data(o: &TrainOptions, model: &Model, watch: &mut Watch) -> Done<Data> {
 fn output(o: &TrainOptions, model: &Model) -> Done<(PathBuf, bool)> {
     let path = path(o.output.bytes("output")?, "output")?;
     let overwrite = flag(o.overwrite, "overwrite")?;
-    let mut wrong = Findings::default();
-    let mut push = |kind, text: &str| wrong.push(Error::new(kind, text).at(Place::Path(path.clone())));
-    match std::fs::symlink_metadata(&path) {
-        Ok(found) if found.is_dir() => push(Kind::Argument, "exists and is not a file"),
-        Ok(_) if !overwrite => push(Kind::Argument, "exists already, and overwriting was not asked for"),
-        _ => {}
-    }
     let mut reads = vec![("the base", model.weights().path().to_owned())];
     for (what, text) in [("the data", &o.data), ("the evaluation data", &o.eval_data)] {
         let bytes = text.bytes(what)?;
@@ -195,17 +192,8 @@ fn output(o: &TrainOptions, model: &Model) -> Done<(PathBuf, bool)> {
             reads.push((what, structs::path(bytes, what)?));
         }
     }
-    let place = std::fs::canonicalize(&path).ok();
-    for (what, file) in reads {
-        if place.is_some() && place == std::fs::canonicalize(file).ok() {
-            push(Kind::Argument, &format!("is {what} of this run"));
-        }
-    }
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
-    if directory.is_some_and(|d| !d.is_dir()) || path.file_name().is_none() {
-        push(Kind::Io, "its directory does not exist");
-    }
-    wrong.refuse("the output cannot be written")?;
+    let reads: Vec<_> = reads.iter().map(|(what, path)| (*what, path.as_path())).collect();
+    check_target(&path, overwrite, &reads)?;
     Ok((path, overwrite))
 }
 
@@ -249,9 +237,10 @@ export! {
         let model = Arc::clone(&model.get("model")?.model);
         result.check("result")?;
         let o = options.read("options")?;
-        let run_options = run_options(&o)?;
+        let mut run_options = run_options(&o, &model)?;
         let (path, overwrite) = output(&o, &model)?;
         let (layer, parent) = layer(&o, &model)?;
+        run_options.parent = parent;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;
         watch.last = Progress::default();
@@ -263,8 +252,7 @@ export! {
             Outcome::Stopped { step, of, checkpoint } => return Err(stopped(step, of, checkpoint)),
         };
         let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let manifest = Manifest { parent, ..summary.manifest(&model) };
-        let made = Adapter::new(&name, run.layer().copy(), manifest, model.program())?;
+        let made = run.adapter(&name, &summary)?;
         let warnings = made.write_gguf(&path, &model, overwrite)?;
         run.remove_checkpoints()?;
         adapter.put(Arc::new(Layer::new(model, made, &warnings)));

@@ -1,6 +1,6 @@
 //! Writing files so that nothing is ever half there.
 
-use crate::error::{Error, Kind, Place, Result};
+use crate::error::{Error, Findings, Kind, Place, Result};
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,29 @@ pub fn write_atomically<T>(
     Ok(answer)
 }
 
+/// Whether [`write_atomically`] could put a file there, known before the work whose result it is. What that work reads
+/// (each with a name for messages) is never its output, whatever `overwrite` says.
+///
+/// # Errors
+/// [`Kind::Argument`] and [`Kind::Io`]: everything that stands in the way.
+pub fn check_target(path: &Path, overwrite: bool, reads: &[(&str, &Path)]) -> Result<()> {
+    let mut wrong = Findings::default();
+    let mut push = |kind, text: String| wrong.push(Error::new(kind, text).at(Place::Path(path.into())));
+    match path.file_name() {
+        None => push(Kind::Argument, "the path names no file".into()),
+        Some(name) if !directory_of(path).is_dir() => {
+            push(Kind::Io, format!("the directory to write {} into does not exist", name.display()));
+        }
+        Some(_) => {}
+    }
+    let place = fs::canonicalize(path).ok();
+    for (what, _) in reads.iter().filter(|(_, p)| place.is_some() && fs::canonicalize(p).ok() == place) {
+        push(Kind::Argument, format!("is also {what}, which is read"));
+    }
+    wrong.keep(refuse_existing(path, overwrite));
+    wrong.refuse("this cannot be the output")
+}
+
 /// The directory that a path's last name lies in.
 pub(crate) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
@@ -70,7 +93,7 @@ fn refuse_existing(path: &Path, overwrite: bool) -> Result<Option<fs::Permission
         return refuse("exists and is not a file");
     }
     if !overwrite {
-        return refuse("exists already, and overwriting was not asked for");
+        return refuse("exists already; overwrite replaces it");
     }
     Ok(found.is_file().then(|| found.permissions()))
 }

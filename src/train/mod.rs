@@ -24,7 +24,7 @@ pub use event::{Event, Flow, Outcome, Started, Stepped, Summary};
 pub use examples::{DAY, Encoder, Facts, Long, Origin, Set};
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
-pub use plan::{Data, Length, RunOptions, RunPlan, Start};
+pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;
 pub use schedule::{Recipe, Shape};

@@ -11,6 +11,9 @@ use onlay_kernels::Level;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
+/// The longest row unless told, in positions, if the model has as many.
+pub const CONTEXT: usize = 1024;
+
 /// Rows of a pass unless told: enough that weights are read for many rows at once.
 const ROWS_OF_A_PASS: usize = 512;
 
@@ -67,6 +70,8 @@ pub struct RunOptions {
     pub level: Level,
     /// Threads.
     pub threads: usize,
+    /// The layer that this one continues, for its manifest.
+    pub parent: Option<[u8; 32]>,
     /// Rounding of keys and values: that of serving.
     pub kv: Precision,
     /// What is kept for the backward pass.
@@ -76,10 +81,10 @@ pub struct RunOptions {
 }
 
 impl RunOptions {
-    /// One epoch in steps of 8 rows.
+    /// Three epochs in steps of 8 rows.
     pub fn new(level: Level, threads: usize) -> Self {
         RunOptions {
-            length: Length::Epochs(1.0),
+            length: Length::Epochs(3.0),
             batch_size: 8,
             grad_accumulation: 1,
             recipe: Recipe::default(),
@@ -89,8 +94,9 @@ impl RunOptions {
             pack: true,
             eval_every: None,
             checkpoint_every: None,
-            checkpoint_after: Some(Duration::from_secs(600)),
+            checkpoint_after: Some(Duration::from_secs(300)),
             start: Start::New,
+            parent: None,
             level,
             threads,
             kv: Precision::default(),
@@ -255,8 +261,8 @@ mod tests {
     #[test]
     fn defaults() {
         let o = RunOptions::new(Level::PORTABLE, 1);
-        assert_eq!((o.length, o.batch_size, o.grad_accumulation), (Length::Epochs(1.0), 8, 1));
-        assert_eq!((o.start, o.checkpoint_after), (Start::New, Some(Duration::from_secs(600))));
+        assert_eq!((o.length, o.batch_size, o.grad_accumulation), (Length::Epochs(3.0), 8, 1));
+        assert_eq!((o.start, o.checkpoint_after), (Start::New, Some(Duration::from_secs(300))));
         assert!(o.shuffle && o.pack && o.recipe.check().is_ok());
     }
 }

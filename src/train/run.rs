@@ -16,7 +16,7 @@ use super::checkpoint::{Arrays, Checkpoint, Evaluation, Progress, SLOTS, Store, 
 use super::event::{Event, Flow, Outcome, Started, Stepped, Summary};
 use super::plan::{Data, RunOptions, RunPlan, Start, terms};
 use super::{Example, Order, StepReport, Trainer};
-use crate::adapter::{Adapter, Lora};
+use crate::adapter::{Adapter, Lora, Manifest};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use std::path::Path;
@@ -198,7 +198,8 @@ impl Run {
     /// As [`Adapter::new`].
     pub fn adapter(&self, name: &str, summary: &Summary) -> Result<Adapter> {
         let model = self.trainer.model();
-        Adapter::new(name, self.layer().copy(), summary.manifest(model), model.program())
+        let manifest = Manifest { parent: self.options.parent, ..summary.manifest(model) };
+        Adapter::new(name, self.layer().copy(), manifest, model.program())
     }
 
     /// The plan.

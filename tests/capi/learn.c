@@ -39,7 +39,7 @@ static int watch(void *user, const onlay_progress *p) {
 static onlay_train_options training(const char *output) {
     onlay_train_options o;
     OKAY(onlay_train_options_init(&o, sizeof o, &error));
-    CHECK(o.rank == 16 && o.shuffle == 1 && o.overwrite == 0 && o.checkpoint_seconds == 600.0);
+    CHECK(o.rank == 16 && o.shuffle == 1 && o.overwrite == 0 && o.checkpoint_seconds == 300.0);
     o.data = text(file(0, "train.jsonl"));
     o.output = text(output);
     o.rank = 4;
@@ -256,9 +256,9 @@ static void learning(const onlay_model *model, const onlay_model *again, const o
     WRONG(ONLAY_ARGUMENT, "exists already", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o.overwrite = 1;
     o.output = o.data;
-    WRONG(ONLAY_ARGUMENT, "is the data of this run", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
+    WRONG(ONLAY_ARGUMENT, "is also the data", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o.output = text(file(1, "model.gguf"));
-    WRONG(ONLAY_ARGUMENT, "is the base of this run", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
+    WRONG(ONLAY_ARGUMENT, "is also the base", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o = training(file(1, "no/such/folder.gguf"));
     WRONG(ONLAY_IO, "directory", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
     o = training(file(1, "x.gguf"));

@@ -144,7 +144,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     // A new directory gets its name when it is complete; in an old one each file is replaced in one step.
     let old = std::fs::symlink_metadata(directory).is_ok();
     if old && !overwrite {
-        let text = "exists already, and overwriting was not asked for";
+        let text = "exists already; overwrite replaces it";
         return Err(Error::new(Kind::Argument, text).in_file(directory));
     }
     let staging = if old { None } else { Some(Staging::beside(directory)?) };

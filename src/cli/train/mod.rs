@@ -13,8 +13,8 @@ use onlay::error::{Error, Findings, Kind};
 use onlay::model::Model;
 use onlay::rng::Rng;
 use onlay::train::{
-    Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set, Start,
-    Summary, peak_memory, split,
+    CONTEXT, Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set,
+    Start, Summary, peak_memory, split,
 };
 use output::{Log, Output};
 use serde_json::json;
@@ -22,9 +22,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use watch::Watch;
-
-/// Positions of a row unless told, if the model has as many.
-const CONTEXT: usize = 1024;
 
 /// Memory that a run may take for speed unless told.
 const COMFORT: u64 = 2 << 30;
@@ -87,11 +84,14 @@ pub fn main(args: Args) -> Result<()> {
 fn prepare(args: &Args) -> Result<Prepared> {
     let model = open::model(&args.model)?;
     let mut wrong = Findings::default();
-    wrong.keep(Output::check(&args.output, args.overwrite || args.plan));
+    let mut reads = vec![("the base", args.model.as_path()), ("the data", &args.data)];
+    reads.extend(args.eval_data.iter().map(|p| ("the evaluation data", p.as_path())));
+    reads.extend(args.init_adapter.iter().map(|p| ("the layer to begin with", p.as_path())));
+    wrong.keep(Output::check(&args.output, args.overwrite || args.plan, &reads));
     wrong.keep(output::no_checkpoint(&args.output, args.overwrite || args.resume || args.plan));
     let log_may_exist = args.overwrite || args.resume || args.plan;
-    wrong.keep(args.log.as_ref().map_or(Ok(()), |log| Output::check(log, log_may_exist)));
-    let layer = wrong.keep(layer(args, &model));
+    wrong.keep(args.log.as_ref().map_or(Ok(()), |log| Output::check(log, log_may_exist, &reads)));
+    let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
     let mut progress = terminal::Progress::new();
     let mut read = |path: &Path| -> onlay::Result<Set> {
         let format = args.data_format;
@@ -144,6 +144,7 @@ fn prepare(args: &Args) -> Result<Prepared> {
             (_, true) => Start::Over,
             _ => Start::New,
         },
+        parent: parent.flatten(),
         kv: args.kv.kv,
         ..RunOptions::new(options::level()?, args.machine.count())
     };
@@ -157,18 +158,18 @@ fn prepare(args: &Args) -> Result<Prepared> {
     Ok(Prepared { model, layer, data, options, prompts })
 }
 
-/// The layer before the first step.
-fn layer(args: &Args, model: &Model) -> onlay::Result<Lora> {
+/// The layer before the first step, and the id of the one that it continues.
+fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> {
     if let Some(path) = &args.init_adapter {
         let (adapter, warnings) = Adapter::open(path, model)?;
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
-        return Ok(adapter.to_lora());
+        return Ok((adapter.to_lora(), Some(*adapter.id())));
     }
     let alpha = args.alpha.unwrap_or(2.0 * args.rank as f64);
     let scale = Part::scale_of(alpha, args.rank, args.rslora);
     let mut layer = Targets::parse(&args.targets)?.layer(model.program(), args.rank, scale)?;
     layer.start(&mut Rng::new(args.seed));
-    Ok(layer)
+    Ok((layer, None))
 }
 
 /// Takes what is fastest within the memory that was promised.

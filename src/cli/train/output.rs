@@ -4,6 +4,7 @@ use crate::cli::terminal;
 use anyhow::Result;
 use onlay::adapter::Adapter;
 use onlay::error::{Error, Kind, Place};
+use onlay::format::files::check_target;
 use onlay::model::Model;
 use onlay::train::{Files, SLOTS, Store};
 use serde_json::Value;
@@ -21,22 +22,15 @@ pub struct Output {
 }
 
 impl Output {
-    /// Whether something can be written there.
-    pub fn check(path: &Path, overwrite: bool) -> onlay::Result<()> {
-        let wrong = |kind, text: &str| Err(Error::new(kind, text).at(Place::Path(path.into())));
-        let Some(_) = path.file_name() else { return wrong(Kind::Argument, "the path names no file") };
-        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty())
-            && !directory.is_dir()
-        {
-            let text = format!("the directory {} does not exist", directory.display());
-            return wrong(Kind::Io, &text);
+    /// Whether something can be written there; it may not be what is read.
+    pub fn check(path: &Path, overwrite: bool, reads: &[(&str, &Path)]) -> onlay::Result<()> {
+        if is_file(path) {
+            return check_target(path, overwrite, reads);
         }
+        // A PEFT directory may be there; its files are replaced one by one.
         match fs::symlink_metadata(path) {
-            Ok(_) if !overwrite => wrong(Kind::Argument, "exists; --overwrite replaces it"),
-            Ok(found) if found.is_dir() == is_file(path) => {
-                wrong(Kind::Argument, if found.is_dir() { "is a directory" } else { "is not a directory" })
-            }
-            _ => Ok(()),
+            Ok(found) if found.is_dir() && overwrite => Ok(()),
+            _ => check_target(&without_slash(path), overwrite, reads),
         }
     }
 
