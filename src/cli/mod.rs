@@ -15,10 +15,12 @@ mod render;
 mod run;
 mod samples;
 mod score;
+mod show;
 mod stop;
 mod terminal;
 mod text;
 mod tokenize;
+mod tokens;
 mod train;
 
 use clap::{Parser, Subcommand};

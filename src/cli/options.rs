@@ -124,7 +124,8 @@ impl Sampling {
 
 fn bias(text: &str) -> Result<(u32, f32), String> {
     let both = text.split_once('=').and_then(|(t, b)| Some((t.parse().ok()?, b.parse().ok()?)));
-    both.filter(|(_, b): &(u32, f32)| b.is_finite()).ok_or_else(|| "expected a token's number, =, a number".into())
+    both.filter(|(_, b): &(u32, f32)| b.is_finite())
+        .ok_or_else(|| "expected a token's number, =, a number".into())
 }
 
 /// `1500`, `900MB`, `6GiB`: a whole number of bytes.
@@ -155,7 +156,9 @@ mod tests {
     fn sizes() {
         let fine = [("6GiB", 6 << 30), ("1.5k", 1536), ("900MB", 900_000_000), ("17", 17)];
         fine.iter().for_each(|(text, n)| assert_eq!(size(text), Ok(*n)));
-        ["", "GiB", "-1", "6 XiB", "0", "1e99GiB", "1.2.3"].iter().for_each(|t| assert!(size(t).is_err(), "{t}"));
+        ["", "GiB", "-1", "6 XiB", "0", "1e99GiB", "1.2.3"]
+            .iter()
+            .for_each(|t| assert!(size(t).is_err(), "{t}"));
     }
 
     #[test]
