@@ -5,7 +5,7 @@
 
 use super::manifest::Manifest;
 use super::{gguf, peft};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -68,8 +68,19 @@ impl Contents {
     /// `Io`, `Format`; `Argument` for a file that is no adapter; what is wrong with the manifest.
     pub fn read(path: impl AsRef<Path>) -> Result<Contents> {
         let path = path.as_ref();
+        if path.is_dir() && !path.join("adapter_config.json").exists() {
+            let (expected, found) =
+                ("a GGUF file or a PEFT directory", "a directory without adapter_config.json");
+            return Err(Error::expected(Kind::Argument, "path", expected, found).in_file(path));
+        }
         let found = if path.is_dir() { peft::contents(path) } else { gguf::contents(path) };
         found.map_err(|e| e.in_file(path))
+    }
+
+    /// How many products it reaches.
+    pub fn parts(&self) -> usize {
+        let first = |h: &&Half| h.name.ends_with(".lora_a") || h.name.ends_with(".lora_A.weight");
+        self.halves.iter().filter(first).count()
     }
 
     /// Bytes of all matrices.

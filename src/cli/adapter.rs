@@ -23,11 +23,8 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Write a layer in the other form: GGUF if OUT ends in .gguf, otherwise a PEFT directory
     Convert(Convert),
-    /// Fold layers into their base: a new model file that needs no layer
     Merge(Merge),
-    /// Where layers come from
     List(List),
 }
 
@@ -255,13 +252,13 @@ fn list(args: List) -> Result<()> {
 
 /// What there is to say, as JSON; what the file does not say is null.
 fn describe(path: &Path, contents: &Contents, held: Option<(&Adapter, &[Warning])>) -> Value {
-    let Contents { form, name, manifest, ranks, alpha, halves, .. } = contents;
+    let Contents { form, name, manifest, ranks, alpha, .. } = contents;
     let Manifest { base, base_name, data, recipe, seed, steps, metrics, parent, created_by, .. } = manifest;
     let hex = |hash: &[u8; 32]| Identity::hex(hash);
     let warnings = held.map(|(_, all)| all.iter().map(Warning::to_string).collect::<Vec<_>>());
     json!({
         "path": path.to_string_lossy(), "form": form.name(), "name": name, "method": "lora",
-        "ranks": ranks, "alpha": alpha, "parts": halves.len() / 2, "bytes": contents.bytes(),
+        "ranks": ranks, "alpha": alpha, "parts": contents.parts(), "bytes": contents.bytes(),
         "id": held.map(|(a, _)| hex(a.id())),
         "base": base_name, "base_exact": base.map(|b| hex(&b.exact)), "base_shape": base.map(|b| hex(&b.shape)),
         "seed": seed, "steps": steps, "recipe": recipe, "metrics": metrics, "data": data.as_ref().map(hex),

@@ -1,7 +1,7 @@
 //! `onlay quantize`: a model again with smaller weights.
 
 use super::options::Machine;
-use super::show::{Table, count, percent, plain};
+use super::show::{Table, count, percent};
 use super::terminal::{Progress, bytes, duration, json, line, warn};
 use super::{open, stop};
 use anyhow::Result;
@@ -10,6 +10,7 @@ use onlay::model::{MIXTURES, Mixture, Quantized, quantize};
 use onlay::tensor::{Storage, Weights};
 use onlay::{Error, Kind};
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -41,13 +42,16 @@ pub struct Args {
     json: bool,
 }
 
+fn names() -> String {
+    MIXTURES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ")
+}
+
 fn formats() -> String {
-    let names: Vec<_> = MIXTURES.iter().map(|m| m.name).collect();
-    format!("What the matrices become, in any case: {}", names.join(", "))
+    format!("What the matrices become, in any case: {}", names())
 }
 
 fn mixture(name: &str) -> Result<&'static Mixture, String> {
-    Mixture::named(name).map_err(|e| e.to_string())
+    Mixture::named(name).map_err(|_| format!("expected {}", names()))
 }
 
 pub fn main(args: Args) -> Result<()> {
@@ -100,9 +104,10 @@ pub fn main(args: Args) -> Result<()> {
     }
     table.row(["all".into(), String::new(), count(total.matrices), percent(total.error())]);
     table.print(0)?;
-    for q in report.iter().filter(|q| q.instead_of.is_some()) {
-        let (name, asked) = (plain(&q.tensor), q.instead_of.unwrap_or(q.to));
-        line(format_args!("{name}: {} instead of {asked}, whose blocks do not divide its rows", q.to))?;
+    let instead = report.iter().filter_map(|q| Some((q.to, q.instead_of?)));
+    for (to, asked) in instead.clone().collect::<HashSet<_>>() {
+        let n = instead.clone().filter(|p| *p == (to, asked)).count();
+        line(format_args!("{n} are {to} instead of {asked}, whose blocks do not divide their rows"))?;
     }
     let all = u64::try_from(written.len())?.saturating_sub(total.matrices);
     line(format_args!("\n{} tensors kept as they were", count(all)))?;

@@ -52,13 +52,14 @@ pub fn main(args: Args) -> Result<()> {
         chat.choose(name)?;
     }
     let turns = if args.last_turn { Turns::Last } else { Turns::Every };
-    let talks = talks(&args.messages)?;
+    let from = if args.messages == Path::new("-") { Path::new("stdin") } else { &args.messages };
+    let talks = talks(from, &text::read(&args.messages)?)?;
     let several = talks.len() > 1;
     for (i, (row, talk)) in talks.iter().enumerate() {
         let rendered =
             render(&chat, &tokenizer, talk, turns, args.generation_prompt).with_context(|| match row {
-                Some(row) => format!("{}: line {row}", args.messages.display()),
-                None => args.messages.display().to_string(),
+                Some(row) => format!("{}: line {row}", from.display()),
+                None => from.display().to_string(),
             })?;
         let roles: Vec<Option<&str>> =
             rendered.messages.iter().map(|m| m.and_then(|m| talk.role(m))).collect();
@@ -137,10 +138,9 @@ fn show(rendered: &Rendered, roles: &[Option<&str>], tokenizer: &Tokenizer) -> R
     Ok(())
 }
 
-/// The conversations of a file, with their lines where it has rows.
-fn talks(path: &Path) -> Result<Vec<(Option<u64>, Conversation)>> {
-    let bytes = text::read(path)?;
-    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+/// The conversations in the bytes of a file, with their lines where it has rows.
+fn talks(path: &Path, bytes: &[u8]) -> Result<Vec<(Option<u64>, Conversation)>> {
+    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     match serde_json::from_slice::<Value>(body) {
         Ok(Value::Array(list)) if list.is_empty() => bail!("{}: there are no messages", path.display()),
         Ok(Value::Array(list)) if list.iter().all(|m| m.get("role").is_some()) => {
@@ -151,7 +151,7 @@ fn talks(path: &Path) -> Result<Vec<(Option<u64>, Conversation)>> {
             let messages = map.remove("messages").unwrap_or_default();
             Ok(vec![(None, one(messages, tools).map_err(|e| e.in_file(path))?)])
         }
-        _ => rows(path, &bytes),
+        _ => rows(path, bytes),
     }
 }
 

@@ -6,15 +6,20 @@
 use super::terminal::line;
 use std::io;
 
-/// The text with everything that is not visible written out.
+/// Whether a terminal would obey the character instead of showing it: controls, and what turns the direction of text
+/// around.
+pub fn obeyed(c: char) -> bool {
+    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || c.is_control() || c == '\u{feff}'
+}
+
+/// The text with everything that a terminal would obey written out.
 pub fn plain(text: &str) -> String {
-    let one = |c: char| -> Box<dyn Iterator<Item = char>> {
-        match c {
-            '"' | '\'' | '\\' => Box::new(std::iter::once(c)),
-            _ => Box::new(c.escape_debug()),
-        }
-    };
-    text.chars().flat_map(one).collect()
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 /// Bytes between quotes: what is not visible, and what is not UTF-8, is written out.
@@ -118,7 +123,7 @@ mod tests {
 
     #[test]
     fn nothing_reaches_the_terminal_that_it_would_obey() {
-        assert_eq!(plain("it's \"a\"\x1b[2J\u{202e}\n"), "it's \"a\"\\u{1b}[2J\\u{202e}\\n");
+        assert_eq!(plain("it's \"é\"\x1b[2J\u{202e}\n"), "it's \"é\"\\u{1b}[2J\\u{202e}\\n");
         assert_eq!(quoted(b"a\xff\"\x07\xc3\xa9"), "\"a\\xff\\\"\\u{7}é\"");
         assert_eq!(quoted_short("ééé".as_bytes(), 3), "\"é\"… (6 bytes)");
         assert_eq!(quoted_short(b"abc", 3), "\"abc\"");

@@ -106,7 +106,7 @@ impl Listing {
         };
         let (a, b) = (width(|k| k.1), width(|k| k.2));
         let text = |(name, inputs, outputs, n): &(String, usize, usize, usize)| {
-            (name.clone(), format!("{inputs:>a$} -> {outputs:>b$}  in {n} places"))
+            (name.clone(), format!("{inputs:>a$} -> {outputs:>b$}  x {n}"))
         };
         kinds.iter().map(text).collect()
     }
