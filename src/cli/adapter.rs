@@ -164,7 +164,8 @@ fn fold(args: Merge) -> Result<()> {
     };
     let (mut shown, start) = (Progress::new(), Instant::now());
     let report =
-        merge(&model, &worn, &args.out, &options, &mut |done, all| open::step(&mut shown, start, done, all))?;
+        merge(&model, &worn, &args.out, &options, &mut |done, all| open::step(&mut shown, start, done, all))
+            .map_err(|e| open::stopped(e, &args.out))?;
     drop(shown);
     let (total, seconds) = (report.total(), start.elapsed().as_secs_f64());
     if args.json {

@@ -19,8 +19,8 @@ use std::time::Instant;
 /// Speed, beside what the machine can do
 ///
 /// ppN reads a prompt of N tokens, tgN generates N tokens one after the other, trainN takes optimiser steps on a row of N
-/// tokens (LoRA of rank 16 around every product, or the layer of --adapter). Each is done once to warm up and then -r
-/// times; tokens/s are those of the median.
+/// tokens (LoRA of rank 16 around every product, or the layer of --adapter). After a warm-up each is
+/// done -r times; tokens/s are those of the median.
 ///
 /// The ceiling is what this machine could do at most, measured here with the same threads: for tg the read bandwidth over
 /// the bytes of the weights, for pp and train the multiply-adds per second over those of the weights. Weights that fit

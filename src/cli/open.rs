@@ -78,10 +78,18 @@ pub fn absent(path: &Path, overwrite: bool) -> Result<()> {
     Err(Error::new(Kind::Argument, "exists already; --overwrite replaces it").in_file(path))
 }
 
+/// What a stop in the middle of a file is called; other errors stay as they are.
+pub fn stopped(error: Error, out: &Path) -> Error {
+    match error.kind() {
+        Kind::Cancelled => Error::new(Kind::Cancelled, "stopped; nothing was written").in_file(out),
+        _ => error,
+    }
+}
+
 /// Shows how much of a file is written; an error once somebody asked to stop.
 pub fn step(shown: &mut Progress, start: Instant, done: u64, all: u64) -> Result<()> {
     if asked() {
-        return Err(Error::new(Kind::Cancelled, "stopped; nothing was written"));
+        return Err(Error::new(Kind::Cancelled, "stopped"));
     }
     shown.show(|| {
         let left = duration(start.elapsed().as_secs_f64() * (all - done) as f64 / done.max(1) as f64);

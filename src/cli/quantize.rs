@@ -67,7 +67,8 @@ pub fn main(args: Args) -> Result<()> {
     let threads = args.machine.count();
     let report = quantize(&weights, args.format, &args.out, args.overwrite, threads, &mut |done, all| {
         open::step(&mut shown, start, done, all)
-    })?;
+    })
+    .map_err(|e| open::stopped(e, &args.out))?;
     drop(shown);
     let seconds = start.elapsed().as_secs_f64();
 

@@ -106,7 +106,7 @@ impl Report {
                 all.len() - 1
             });
             let kind = &mut all[i];
-            let weights = t.shape.iter().product::<usize>() as u64;
+            let weights = t.shape.iter().fold(1u64, |n, d| n.saturating_mul(*d as u64));
             (kind.1, kind.2, kind.3) = (kind.1 + 1, kind.2 + weights, kind.3 + t.bytes);
         }
         all.sort_by_key(|k| std::cmp::Reverse(k.3));
