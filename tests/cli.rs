@@ -312,6 +312,7 @@ fn every_test_of_speed_has_its_ceiling() {
     assert_eq!(good(&worn).lines().filter(|l| l.starts_with("tg4") || l.starts_with("train8")).count(), 2);
     bad(2, &args!["bench", llama(), "-p", "0", "-n", "0"]);
     bad(2, &args!["bench", llama(), "-r", "0"]);
+    bad(2, &args!["bench", llama(), "-p", "4000000000"]);
     bad(1, &args!["bench", "none.gguf"]);
 }
 

@@ -37,13 +37,13 @@ pub struct Args {
     #[command(flatten)]
     wear: Wear,
     /// Tokens of the prompt; 0: no such test
-    #[arg(short = 'p', value_name = "N", default_value_t = 512)]
+    #[arg(short = 'p', value_name = "N", default_value_t = 512, value_parser = tokens())]
     prompt: u32,
     /// Tokens to generate; 0: no such test
-    #[arg(short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(short = 'n', value_name = "N", default_value_t = 128, value_parser = tokens())]
     generate: u32,
     /// Train on rows of N tokens too
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = tokens())]
     train: u32,
     /// How often each is measured
     #[arg(short = 'r', value_name = "REPEATS", default_value_t = 3,
@@ -56,6 +56,11 @@ pub struct Args {
     /// Print one JSON object per test
     #[arg(long)]
     json: bool,
+}
+
+/// No test is longer than the longest contexts there are.
+fn tokens() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(..=1 << 20)
 }
 
 /// One measured test.
