@@ -45,4 +45,12 @@ pub mod eval;
 
 pub mod engine;
 
+#[cfg(feature = "capi")]
+mod capi;
+
 pub use error::{Error, Kind, Result};
+
+// The README's example is compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -59,24 +59,30 @@ fn lines(text: &str) -> String {
 /// few seconds. The line goes away, or is ended, when this is dropped.
 pub struct Progress {
     live: bool,
-    /// When it was last written, and how many characters.
-    last: Option<(Instant, usize)>,
+    begun: Instant,
+    /// When it was last written.
+    last: Option<Instant>,
 }
 
 impl Progress {
     const LIVE: Duration = Duration::from_millis(80);
+    /// In a log, work that is done at once needs no line.
+    const FIRST: Duration = Duration::from_secs(3);
     const LOGGED: Duration = Duration::from_secs(10);
 
     pub fn new() -> Self {
-        let live = io::stderr().is_terminal();
-        // where lines stay, work that is soon done leaves none
-        Progress { live, last: (!live).then(|| (Instant::now(), 0)) }
+        Progress { live: io::stderr().is_terminal(), begun: Instant::now(), last: None }
     }
 
     /// Shows `text`, unless it was shown a moment ago.
     pub fn show(&mut self, text: impl FnOnce() -> String) {
-        let pause = if self.live { Self::LIVE } else { Self::LOGGED };
-        if self.last.is_none_or(|(when, _)| when.elapsed() >= pause) {
+        let due = match (self.live, self.last) {
+            (true, None) => true,
+            (true, Some(last)) => last.elapsed() >= Self::LIVE,
+            (false, None) => self.begun.elapsed() >= Self::FIRST,
+            (false, Some(last)) => last.elapsed() >= Self::LOGGED,
+        };
+        if due {
             self.show_now(&text());
         }
     }
@@ -86,7 +92,7 @@ impl Progress {
         let mut err = io::stderr().lock();
         let _ = if self.live { write!(err, "\r\x1b[K{text}") } else { writeln!(err, "{text}") };
         let _ = err.flush();
-        self.last = Some((Instant::now(), text.chars().count()));
+        self.last = Some(Instant::now());
     }
 
     /// A remark that stays, above the line.
@@ -97,7 +103,7 @@ impl Progress {
 
     /// Takes the line away.
     pub fn clear(&mut self) {
-        if self.live && self.last.is_some_and(|(_, n)| n > 0) {
+        if self.live && self.last.is_some() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
             self.last = None;
         }

@@ -83,6 +83,17 @@ impl Default for Recipe {
 }
 
 impl Recipe {
+    /// A learning rate to begin with, for LoRA on a model of this width:
+    ///
+    /// ```text
+    /// rate = 5e-4 · (2000/width)^0.781
+    /// ```
+    /// The fit for Llama models of Thinking Machines' "LoRA Without Regret" (2025) and its cookbook; it hardly depends on
+    /// the rank.
+    pub fn rate_for(width: usize) -> f64 {
+        5e-4 * (2000.0 / width.max(1) as f64).powf(0.781)
+    }
+
     /// # Errors
     /// Every number that is out of its range.
     pub fn check(&self) -> Result<()> {

@@ -1,0 +1,273 @@
+//! Training: a run from options in C to an adapter.
+
+use super::adapter::Layer;
+use super::boundary::{Handle, HandleOut, StructIn, StructOut, export};
+use super::failure::{Done, Failure};
+use super::model::Base;
+use super::session::room_for;
+use super::structs::{
+    self, Progress, TrainOptions, Trained, context, count, flag, path, precision, threads, utf8,
+};
+use crate::adapter::manifest::Hash;
+use crate::adapter::{Adapter, Lora, Manifest, Targets};
+use crate::error::{Error, Findings, Kind, Place};
+use crate::model::Model;
+use crate::rng::Rng;
+use crate::tensor::Team;
+use crate::train::{
+    Data, Encoder, Event, Files, Flow, Format, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan,
+    Set, Shape, Start, Summary, split,
+};
+use onlay_kernels::Level;
+use std::ffi::{c_int, c_void};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+type ProgressCallback = Option<extern "C" fn(*mut c_void, *const Progress) -> c_int>;
+
+const ENCODING: u32 = 1;
+const STARTED: u32 = 2;
+const STEP: u32 = 3;
+const EVALUATING: u32 = 4;
+const EVALUATED: u32 = 5;
+const CHECKPOINTED: u32 = 6;
+
+/// Who watches, and what was told last.
+struct Watch {
+    callback: ProgressCallback,
+    user: *mut c_void,
+    last: Progress,
+}
+
+impl Watch {
+    fn tell(&mut self, phase: u32) -> Flow {
+        self.last.phase = phase;
+        match self.callback {
+            Some(callback) if callback(self.user, &self.last) != 0 => Flow::Stop,
+            _ => Flow::Go,
+        }
+    }
+
+    fn encoding(&mut self, done: usize, of: usize) -> Flow {
+        (self.last.step, self.last.steps) = (done as u64, of as u64);
+        self.tell(ENCODING)
+    }
+
+    fn event(&mut self, event: &Event<'_>) -> Flow {
+        let last = &mut self.last;
+        match event {
+            Event::Started(s) => {
+                (last.step, last.steps, last.planned_bytes) = (s.done, s.steps, s.memory.total());
+                self.tell(STARTED)
+            }
+            Event::Step(s) => {
+                (last.step, last.steps, last.tokens) = (s.step, s.of, s.report.tokens as u64);
+                (last.loss, last.lr, last.grad_norm) = (s.report.loss, s.report.rate, s.report.grad_norm);
+                (last.tokens_per_second, last.seconds_left) = (s.tokens_per_second, s.seconds_left);
+                last.peak_bytes = s.peak_memory.unwrap_or(0);
+                self.tell(STEP)
+            }
+            Event::Evaluating { .. } => self.tell(EVALUATING),
+            Event::Evaluated(e) => {
+                last.eval_loss = e.loss;
+                self.tell(EVALUATED)
+            }
+            Event::Checkpointed { .. } => self.tell(CHECKPOINTED),
+            _ => Flow::Go,
+        }
+    }
+}
+
+/// The options of a run, from C's.
+fn run_options(o: &TrainOptions) -> Done<RunOptions> {
+    let level = Level::chosen().map_err(Failure::argument)?;
+    let every = |n: u64| (n > 0).then_some(n);
+    let after = match o.checkpoint_seconds {
+        0.0 => None,
+        // a run longer than a century writes its checkpoint at the end
+        s if s > 0.0 => Some(Duration::from_secs_f64(s.min(3e9))),
+        s => {
+            return Err(Failure::argument(format!(
+                "checkpoint_seconds: expected a number from 0, found {s}"
+            )));
+        }
+    };
+    Ok(RunOptions {
+        length: if o.max_steps > 0 { Length::Steps(o.max_steps) } else { Length::Epochs(o.epochs) },
+        batch_size: count(o.batch_size, 1, 1 << 20, "batch_size")?,
+        grad_accumulation: count(o.grad_accumulation, 1, 1 << 20, "grad_accumulation")?,
+        recipe: Recipe {
+            rate: o.learning_rate,
+            shape: match o.schedule {
+                structs::SCHEDULE_CONSTANT => Shape::Constant,
+                structs::SCHEDULE_LINEAR => Shape::Linear,
+                structs::SCHEDULE_COSINE => Shape::Cosine,
+                n => {
+                    let text = format!("schedule: expected ONLAY_SCHEDULE_..., found {n}");
+                    return Err(Failure::argument(text));
+                }
+            },
+            warmup: o.warmup_steps,
+            decay: o.weight_decay,
+            max_norm: o.max_grad_norm,
+            ..Recipe::default()
+        },
+        dropout: o.dropout,
+        seed: o.seed,
+        shuffle: flag(o.shuffle, "shuffle")?,
+        pack: flag(o.pack, "pack")?,
+        eval_every: every(o.eval_every),
+        checkpoint_every: every(o.checkpoint_every),
+        checkpoint_after: after,
+        start: match o.start {
+            structs::START_NEW => Start::New,
+            structs::START_RESUME => Start::Resume,
+            structs::START_OVER => Start::Over,
+            n => return Err(Failure::argument(format!("start: expected ONLAY_START_..., found {n}"))),
+        },
+        kv: precision(o.kv)?,
+        ..RunOptions::new(level, threads(o.threads)?.unwrap_or_else(Team::default_len))
+    })
+}
+
+/// The layer before the first step, the same in a run that is resumed, and the id of the one that it continues.
+fn layer(o: &TrainOptions, model: &Model) -> Done<(Lora, Option<Hash>)> {
+    let from = o.init_adapter.bytes("init_adapter")?;
+    if !from.is_empty() {
+        let (parent, _) = Adapter::open(path(from, "init_adapter")?, model)?;
+        return Ok((parent.to_lora(), Some(*parent.id())));
+    }
+    let rank = count(o.rank, 1, 1 << 16, "rank")?;
+    let alpha = if o.alpha == 0.0 { 2.0 * rank as f64 } else { o.alpha };
+    let targets = match utf8(o.targets.bytes("targets")?, "targets")? {
+        "" => "all",
+        list => list,
+    };
+    let mut layer = Targets::parse(targets)?.layer(model.program(), rank, (alpha / rank as f64) as f32)?;
+    layer.start(&mut Rng::new(o.seed));
+    Ok((layer, None))
+}
+
+/// Rows as tokens, divided as asked.
+fn data(o: &TrainOptions, model: &Model, watch: &mut Watch) -> Done<Data> {
+    let format = match utf8(o.data_format.bytes("data_format")?, "data_format")? {
+        "" => None,
+        name => Some(Format::named(name)?),
+    };
+    let chat = Encoder::chat_of(model)?;
+    let mut encoder = Encoder::new(model, chat.as_ref(), context(o.context, model)?);
+    encoder.long = if flag(o.truncate, "truncate")? { Long::Truncate } else { Long::Refuse };
+    let mut read = |file: PathBuf| -> Done<Set> {
+        let rows = Rows::read(file, format)?;
+        Ok(encoder.encode(&rows, &mut |done, of| watch.encoding(done, of))?)
+    };
+    let eval = o.eval_data.bytes("eval_data")?;
+    if !eval.is_empty() && o.eval_split != 0.0 {
+        return Err(Failure::argument("eval_split: not together with eval_data"));
+    }
+    let train = read(path(o.data.bytes("data")?, "data")?)?;
+    if !eval.is_empty() {
+        return Ok(Data { train, eval: read(path(eval, "eval_data")?)? });
+    }
+    if o.eval_split != 0.0 {
+        let (train, eval) = split(train, o.eval_split, o.seed)?;
+        return Ok(Data { train, eval });
+    }
+    Ok(Data { train, eval: Set::default() })
+}
+
+/// Where the adapter goes; found to be free before hours are spent. What the run reads is never overwritten.
+fn output(o: &TrainOptions, model: &Model) -> Done<(PathBuf, bool)> {
+    let path = path(o.output.bytes("output")?, "output")?;
+    let overwrite = flag(o.overwrite, "overwrite")?;
+    let mut wrong = Findings::default();
+    let mut push = |kind, text: &str| wrong.push(Error::new(kind, text).at(Place::Path(path.clone())));
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.is_dir() => push(Kind::Argument, "exists and is not a file"),
+        Ok(_) if !overwrite => push(Kind::Argument, "exists already, and overwriting was not asked for"),
+        _ => {}
+    }
+    let mut reads = vec![("the base", model.weights().path().to_owned())];
+    for (what, text) in [("the data", &o.data), ("the evaluation data", &o.eval_data)] {
+        let bytes = text.bytes(what)?;
+        if !bytes.is_empty() {
+            reads.push((what, structs::path(bytes, what)?));
+        }
+    }
+    let place = std::fs::canonicalize(&path).ok();
+    for (what, file) in reads {
+        if place.is_some() && place == std::fs::canonicalize(file).ok() {
+            push(Kind::Argument, &format!("is {what} of this run"));
+        }
+    }
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if directory.is_some_and(|d| !d.is_dir()) || path.file_name().is_none() {
+        push(Kind::Io, "its directory does not exist");
+    }
+    wrong.refuse("the output cannot be written")?;
+    Ok((path, overwrite))
+}
+
+fn trained(s: &Summary) -> Trained {
+    let (before, after) = s.before_and_after().unwrap_or((f64::NAN, f64::NAN));
+    Trained {
+        steps: s.steps,
+        first_loss: s.first_loss,
+        last_loss: s.last_loss,
+        eval_before: before,
+        eval_after: after,
+        seconds: s.seconds,
+        peak_bytes: s.peak_memory.unwrap_or(0),
+        ..Trained::default()
+    }
+}
+
+/// What a run that was stopped says.
+fn stopped(step: u64, of: u64, checkpoint: Option<PathBuf>) -> Failure {
+    let text = format!(
+        "stopped after step {step} of {of}; the same options with ONLAY_START_RESUME go on from there"
+    );
+    let error = Error::new(Kind::Cancelled, text);
+    match checkpoint {
+        Some(path) => error.at(Place::Path(path)),
+        None => error,
+    }
+    .into()
+}
+
+export! {
+    fn onlay_train(
+        model: Handle<Base>,
+        options: StructIn<TrainOptions>,
+        callback: ProgressCallback,
+        user: *mut c_void,
+        adapter: HandleOut<Layer>,
+        result: StructOut<Trained>,
+    ) {
+        adapter.clear_if_wanted();
+        let model = Arc::clone(&model.get("model")?.model);
+        result.check("result")?;
+        let o = options.read("options")?;
+        let run_options = run_options(&o)?;
+        let (path, overwrite) = output(&o, &model)?;
+        let (layer, parent) = layer(&o, &model)?;
+        let mut watch = Watch { callback, user, last: Progress::default() };
+        let data = data(&o, &model, &mut watch)?;
+        watch.last = Progress::default();
+        room_for(&RunPlan::new(&model, &layer, &data, &run_options)?.memory)?;
+        let store = Box::new(Files::beside(&path));
+        let mut run = Run::new(Arc::clone(&model), layer, data, run_options, Some(store))?;
+        let summary = match run.go(&mut |event| watch.event(event))? {
+            Outcome::Finished(summary) => summary,
+            Outcome::Stopped { step, of, checkpoint } => return Err(stopped(step, of, checkpoint)),
+        };
+        let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let manifest = Manifest { parent, ..summary.manifest(&model) };
+        let made = Adapter::new(&name, run.layer().copy(), manifest, model.program())?;
+        let warnings = made.write_gguf(&path, &model, overwrite)?;
+        run.remove_checkpoints()?;
+        adapter.put(Arc::new(Layer::new(model, made, &warnings)));
+        result.write(trained(&summary), "result")
+    }
+}

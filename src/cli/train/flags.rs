@@ -1,0 +1,157 @@
+//! The flags of `onlay train`.
+
+use crate::cli::options::{Kv, Machine, size};
+use onlay::train::{Format, Shape};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The base: a GGUF file, or the first of a split one
+    pub model: PathBuf,
+
+    /// Rows to learn from: JSON lines, a JSON list, or a .txt file
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: PathBuf,
+    /// text, completion, messages, conversations, instruction or tokens [default: what the rows look like]
+    #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
+    pub data_format: Option<Format>,
+    /// Rows to evaluate on, before the first step and after the last
+    #[arg(long, value_name = "FILE", conflicts_with = "eval_split", help_heading = "Data")]
+    pub eval_data: Option<PathBuf>,
+    /// Hold this share of the rows out to evaluate on
+    #[arg(long, value_name = "F", help_heading = "Data")]
+    pub eval_split: Option<f64>,
+    /// Also evaluate every N steps
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub eval_every: Option<u64>,
+    /// The longest row, in tokens [default: the model's context, up to 1024]
+    #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
+    pub ctx: Option<usize>,
+    /// Cut the end off rows that are longer, instead of refusing them
+    #[arg(long, help_heading = "Data")]
+    pub truncate: bool,
+    /// Control tokens written in texts become those tokens
+    #[arg(long, help_heading = "Data")]
+    pub parse_special: bool,
+    /// Fill passes up with short rows (the default); learned is the same
+    #[arg(long, overrides_with = "no_pack", help_heading = "Data")]
+    pack: bool,
+    /// Take rows into passes in their order
+    #[arg(long, overrides_with = "pack", help_heading = "Data")]
+    pub no_pack: bool,
+    /// Another order in every epoch (the default)
+    #[arg(long, overrides_with = "no_shuffle", help_heading = "Data")]
+    shuffle: bool,
+    /// Rows in their order
+    #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
+    pub no_shuffle: bool,
+
+    /// The kind of layer
+    #[arg(long, default_value = "lora", value_parser = ["lora"], help_heading = "Layer")]
+    method: String,
+    /// Rank
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub rank: usize,
+    /// The layer counts alpha/rank [default: 2·rank]
+    #[arg(long, value_name = "A", conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub alpha: Option<f64>,
+    /// The layer counts alpha/√rank
+    #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub rslora: bool,
+    /// Share of its inputs that is dropped while learning
+    #[arg(long, value_name = "D", default_value_t = 0.0, help_heading = "Layer")]
+    pub dropout: f64,
+    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "all",
+        conflicts_with = "init_adapter",
+        help_heading = "Layer"
+    )]
+    pub targets: String,
+    /// Begin with this layer instead of a new one
+    #[arg(long, value_name = "PATH", help_heading = "Layer")]
+    pub init_adapter: Option<PathBuf>,
+
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models]
+    #[arg(long, value_name = "L", help_heading = "Recipe")]
+    pub learning_rate: Option<f64>,
+    /// constant, linear or cosine
+    #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
+    pub schedule: Shape,
+    /// Steps until the peak
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Recipe")]
+    pub warmup_steps: u64,
+    /// Decoupled weight decay; 0: none
+    #[arg(long, value_name = "W", default_value_t = 0.0, help_heading = "Recipe")]
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0: never
+    #[arg(long, value_name = "G", default_value_t = 1.0, help_heading = "Recipe")]
+    pub max_grad_norm: f64,
+    /// How often every row is seen
+    #[arg(long, value_name = "E", default_value_t = 3.0, conflicts_with = "steps", help_heading = "Recipe")]
+    pub epochs: f64,
+    /// Optimiser steps, instead of epochs
+    #[arg(long = "max-steps", value_name = "N", help_heading = "Recipe")]
+    pub steps: Option<u64>,
+    /// Rows of a step, times --grad-accumulation; only the product counts
+    #[arg(long, value_name = "B", default_value_t = 8, value_parser = at_least_1, help_heading = "Recipe")]
+    pub batch_size: usize,
+    /// See --batch-size
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = at_least_1, help_heading = "Recipe")]
+    pub grad_accumulation: usize,
+    /// Of the new layer, the order of rows and dropout: the same seed gives the same bytes
+    #[arg(long, value_name = "S", default_value_t = 0, help_heading = "Recipe")]
+    pub seed: u64,
+
+    /// The layer: OUT.gguf is a GGUF file, OUT/ a PEFT directory
+    #[arg(short = 'o', long, value_name = "OUT", help_heading = "Run")]
+    pub output: PathBuf,
+    /// Replace OUT, and begin again where a checkpoint is
+    #[arg(long, conflicts_with = "resume", help_heading = "Run")]
+    pub overwrite: bool,
+    /// Go on from the checkpoint beside OUT, if there is one
+    #[arg(long, help_heading = "Run")]
+    pub resume: bool,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub checkpoint_every: Option<u64>,
+    /// Seconds between checkpoints; there is always one at the end and at Ctrl-C
+    #[arg(long, value_name = "S", default_value_t = 300, help_heading = "Run")]
+    pub checkpoint_seconds: u64,
+    /// The most memory to plan with, besides the mapped base, such as 6GiB [default: 2GiB, or what is needed]
+    #[arg(long, value_name = "BYTES", value_parser = size, help_heading = "Run")]
+    pub memory: Option<u64>,
+    /// Only show what the run would take
+    #[arg(long, help_heading = "Run")]
+    pub plan: bool,
+    /// One JSON object per step
+    #[arg(long, value_name = "FILE.jsonl", help_heading = "Run")]
+    pub log: Option<PathBuf>,
+    /// Prompts, one a line, answered without and with the layer at the end [default: NAME.prompts.txt beside the data]
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub samples: Option<PathBuf>,
+    /// No sample answers
+    #[arg(long, conflicts_with = "samples", help_heading = "Run")]
+    pub no_samples: bool,
+    #[command(flatten)]
+    pub machine: Machine,
+    #[command(flatten)]
+    pub kv: Kv,
+    /// One JSON object at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn format(name: &str) -> Result<Format, String> {
+    Format::named(name).map_err(|e| e.to_string())
+}
+
+fn shape(name: &str) -> Result<Shape, String> {
+    Shape::named(name).map_err(|e| e.to_string())
+}
+
+fn at_least_1(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a whole number from 1".into())
+}

@@ -1,0 +1,104 @@
+//! What a run says while it goes.
+
+use super::output::Log;
+use crate::cli::terminal::{self, Progress, bytes, duration};
+use onlay::train::{Event, Facts, Keep, Started, Stepped};
+
+/// Shows events.
+pub struct Watch {
+    log: Option<Log>,
+    progress: Progress,
+    /// A running mean of the loss: that of single steps jumps.
+    smooth: Option<f64>,
+}
+
+impl Watch {
+    pub fn new(log: Option<Log>) -> Self {
+        Watch { log, progress: Progress::new(), smooth: None }
+    }
+
+    pub fn see(&mut self, event: &Event<'_>) {
+        if let (Some(log), Some(line)) = (&mut self.log, event.log_line()) {
+            log.add(&line);
+        }
+        match event {
+            Event::Started(s) => self.started(s),
+            Event::Step(s) => {
+                let smooth = self.smooth.map_or(s.report.loss, |old| 0.9 * old + 0.1 * s.report.loss);
+                self.smooth = Some(smooth);
+                let line = || step(s, smooth);
+                if s.step == s.of { self.progress.show_now(&line()) } else { self.progress.show(line) }
+            }
+            Event::Evaluating { done, of } => {
+                self.progress.show(|| format!("evaluating {done} of {of} rows"));
+            }
+            Event::Evaluated(e) => {
+                self.progress.note(format_args!("step {}: held-out loss {:.4}", e.step, e.loss))
+            }
+            Event::Checkpointed { .. } | Event::Finished(_) => {}
+            _ => {}
+        }
+    }
+
+    pub fn end(&mut self) {
+        self.progress.clear();
+    }
+
+    fn started(&mut self, s: &Started<'_>) {
+        s.damaged.iter().for_each(terminal::warn);
+        if let Some(place) = s.resumed {
+            terminal::note(format_args!("going on after step {} ({})", s.done, place.display()));
+        }
+        terminal::note(facts("train", &s.train));
+        if let Some(eval) = &s.eval {
+            terminal::note(facts("eval", eval));
+        }
+        if s.overlap > 0 {
+            terminal::warn(format_args!("{} evaluation rows are also trained on", s.overlap));
+        }
+        terminal::note(format_args!(
+            "{} steps, {} numbers are learned, {} planned besides the mapped base",
+            s.steps,
+            s.parameters,
+            bytes(s.memory.total())
+        ));
+    }
+}
+
+fn step(s: &Stepped, smooth: f64) -> String {
+    let peak = s.peak_memory.map_or(String::new(), |p| format!("  peak {}", bytes(p)));
+    format!(
+        "step {}/{}  loss {smooth:.4}  lr {:.2e}  {:.0} tok/s{peak}  {} left",
+        s.step,
+        s.of,
+        s.report.rate,
+        s.tokens_per_second,
+        duration(s.seconds_left)
+    )
+}
+
+/// One line about a set of rows.
+pub fn facts(name: &str, f: &Facts) -> String {
+    let mut line = format!(
+        "{name}: {} rows, {} tokens, {} of them trained, longest {}",
+        f.rows, f.tokens, f.trained, f.longest
+    );
+    if f.examples != f.rows {
+        line += &format!(", in {} pieces", f.examples);
+    }
+    if f.truncated > 0 {
+        line += &format!(", {} rows cut short by {} tokens", f.truncated, f.lost);
+    }
+    if f.duplicates > 0 {
+        line += &format!(", {} duplicates", f.duplicates);
+    }
+    line
+}
+
+/// What is kept for the backward pass.
+pub fn keeps(keep: Keep) -> &'static str {
+    match keep {
+        Keep::Registers => "everything kept",
+        Keep::Streams => "layers computed again",
+    }
+}

@@ -1,0 +1,303 @@
+//! `run`, `chat` and `train` as a user meets them: output, exit codes, Ctrl-C, two at once.
+#![cfg(feature = "cli")]
+
+mod support;
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use support::vectors;
+
+/// A folder of its own for one test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("onlay-cli-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn model() -> String {
+    vectors().join("llama/F32.gguf").to_str().unwrap().to_owned()
+}
+
+fn data() -> String {
+    vectors().join("llama/curve/data.jsonl").to_str().unwrap().to_owned()
+}
+
+fn onlay(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_onlay")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The exit code and what was said on stderr.
+#[track_caller]
+fn refused(args: &[&str], code: i32, parts: &[&str]) {
+    let done = onlay(args);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(code), "{args:?}: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[track_caller]
+fn fine(args: &[&str]) -> String {
+    let done = onlay(args);
+    assert_eq!(done.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", model, "--data", data, "-o", out, "--rank", "2", "--ctx", "100"];
+    args.extend(["--batch-size", "4", "--max-steps", "6", "--json", "--threads", "2"]);
+    args.extend(more);
+    args
+}
+
+#[test]
+fn a_layer_is_trained_logged_and_written_and_the_base_stays_as_it_was() {
+    let (folder, model, data) = (Folder::new("train"), model(), data());
+    let (out, log) = (folder.file("my.gguf"), folder.file("log.jsonl"));
+    let before = std::fs::read(&model).unwrap();
+    let said =
+        fine(&train(&model, &data, &out, &["--log", &log, "--eval-split", "0.2", "--learning-rate", "5e-3"]));
+    let summary: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(summary["steps"], 6);
+    assert!(summary["eval_loss_after"].as_f64() < summary["eval_loss_before"].as_f64(), "{summary}");
+    assert_eq!(before, std::fs::read(&model).unwrap());
+    let log = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let steps: Vec<_> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 6);
+    for key in ["step", "loss", "tokens", "lr", "grad_norm"] {
+        assert!(steps.iter().all(|s| s[key].is_number()), "{key}");
+    }
+    // Nothing but the layer and the log is left.
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 2);
+
+    // Text with the layer differs, and without it is the base's.
+    let run = |more: &[&str]| {
+        let mut args = vec!["run", &model, "-p", "ab", "-n", "8", "--temp", "0", "--json"];
+        args.extend(more);
+        let all: Value = serde_json::from_str(&fine(&args)).unwrap();
+        (all["text"].clone(), all["tokens"].clone())
+    };
+    let base = run(&[]);
+    assert_eq!(base, run(&["--adapter", &format!("{out}=0")]));
+    assert_eq!(run(&["--adapter", &out]), run(&["--adapter", &out, "--threads", "1"]));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_however_often_it_was_stopped() {
+    let (folder, model, data) = (Folder::new("stop"), model(), data());
+    for name in ["a", "b"] {
+        std::fs::create_dir(folder.0.join(name)).unwrap();
+    }
+    let (a, b) = (folder.file("a/my.gguf"), folder.file("b/my.gguf"));
+    let long = ["--max-steps", "400", "--dropout", "0.1"];
+    // the last of two flags would be an error: the steps are set once
+    let args = |out: &str, more: &[&str]| -> Vec<String> {
+        let all = train(&model, &data, out, &[]).into_iter().map(str::to_owned);
+        let all = all.filter(|a| a != "--max-steps" && a != "6");
+        all.chain(long.iter().chain(more).map(|s| (*s).to_owned())).collect()
+    };
+    let of = |args: &[String]| fine(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    of(&args(&a, &[]));
+    if cfg!(unix) {
+        let mut stops = 0;
+        loop {
+            let how: &[&str] = if stops == 0 { &[] } else { &["--resume"] };
+            let mut child = Command::new(env!("CARGO_BIN_EXE_onlay"))
+                .args(args(&b, how))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(60));
+            let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+            let code = child.wait().unwrap().code();
+            if code == Some(0) {
+                break;
+            }
+            // A signal that came before anyone listened ends the process as signals do.
+            assert!(code.is_none() || said.contains("--resume"), "{code:?} {said}");
+            if code.is_some() {
+                // so that one who forgets --resume loses nothing
+                let again = args(&b, &[]);
+                refused(
+                    &again.iter().map(String::as_str).collect::<Vec<_>>(),
+                    1,
+                    &["--resume", "--overwrite"],
+                );
+                stops += 1;
+            }
+            if stops == 3 {
+                of(&args(&b, &["--resume"]));
+                break;
+            }
+        }
+        println!("stopped {stops} times");
+    } else {
+        println!("skipped: no Ctrl-C to send here");
+        of(&args(&b, &[]));
+    }
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+    // One thread, and another cut of the accumulation: the same bytes.
+    let c = folder.file("my.gguf");
+    of(&args(&c, &[]));
+    assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&c).unwrap());
+}
+
+#[test]
+fn refusals_list_everything_and_leave_nothing() {
+    let (folder, model, data) = (Folder::new("refuse"), model(), data());
+    let out = folder.file("my.gguf");
+    refused(&["train", &model], 2, &["--data"]);
+    refused(&["train", &model, "--data", &data, "-o", &out, "--rank", "0"], 2, &["--rank"]);
+    refused(&["train", &model, "--data", &data, "-o", &out, "--method", "magic"], 2, &["lora"]);
+    refused(&["trian"], 2, &["train"]);
+    let wrong = train(&model, "none.jsonl", "no/such/folder/my.gguf", &["--targets", "nose"]);
+    refused(&wrong, 1, &["none.jsonl", "no/such/folder", "\"nose\"", "3 things"]);
+
+    // rows: bad JSON, another format, all masked, empty
+    for (name, text, part) in [
+        ("bad", "{\"text\": \"a\"}\n{\"text\": \n", "line 2"),
+        ("mixed", "{\"text\": \"a\"}\n{\"messages\": []}\n", "line 2"),
+        ("masked", "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n", "line 1"),
+        ("long", &format!("{{\"input_ids\": [1{}]}}\n", ", 2".repeat(400)), "line 1"),
+        ("foreign", "{\"input_ids\": [1, 99999]}\n", "99999"),
+        ("empty", "", "empty"),
+    ] {
+        let rows = folder.file(&format!("{name}.jsonl"));
+        std::fs::write(&rows, text).unwrap();
+        refused(&train(&model, &rows, &out, &[]), 1, &[&format!("{name}.jsonl"), part]);
+    }
+    // a model that ends too soon, a directory, a file that exists, too little memory
+    let cut = folder.file("cut.gguf");
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&train(&cut, &data, &out, &[]), 1, &["cut.gguf"]);
+    refused(&train(folder.0.to_str().unwrap(), &data, &out, &[]), 1, &["expected"]);
+    refused(&train(&model, &data, &cut, &[]), 1, &["cut.gguf", "--overwrite"]);
+    refused(&train(&model, &data, &out, &["--memory", "1KiB"]), 1, &["--memory", "at least"]);
+    assert!(!Path::new(&out).exists());
+    // no checkpoint, no lock
+    let left = std::fs::read_dir(&folder.0).unwrap().map(|e| e.unwrap().file_name());
+    assert!(left.into_iter().all(|n| !n.to_string_lossy().contains("my.gguf")));
+}
+
+#[test]
+fn two_runs_do_not_share_an_output() {
+    let (folder, model, data) = (Folder::new("two"), model(), data());
+    let out = folder.file("my.gguf");
+    let held = std::fs::File::create(folder.file("my.gguf.lock")).unwrap();
+    held.lock().unwrap();
+    refused(&train(&model, &data, &out, &[]), 1, &["another process"]);
+    drop(held);
+    fine(&train(&model, &data, &out, &[]));
+}
+
+#[test]
+fn a_plan_is_shown_and_kept_to() {
+    let (folder, model, data) = (Folder::new("plan"), model(), data());
+    let out = folder.file("my.gguf");
+    let plan = |more: &[&str]| -> Value {
+        let mut all = train(&model, &data, &out, &["--plan"]);
+        all.extend(more);
+        serde_json::from_str(&fine(&all)).unwrap()
+    };
+    let free = plan(&[]);
+    assert_eq!(free["steps"], 6);
+    let parts = free["memory"].as_object().unwrap().values().map(|v| v.as_u64().unwrap());
+    assert_eq!(parts.sum::<u64>(), free["memory_bytes"].as_u64().unwrap());
+    let budget = free["memory_bytes"].as_u64().unwrap() - 1;
+    let tight = plan(&["--memory", &budget.to_string()]);
+    assert!(tight["memory_bytes"].as_u64().unwrap() <= budget, "{tight}");
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn a_conversation_swaps_layers_without_reloading() {
+    let (folder, data) = (Folder::new("chat"), data());
+    let base = model();
+    let done = Command::new(env!("CARGO_BIN_EXE_onlay"))
+        .args(["chat", &base])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    // The tiny model has no template, and says so before anyone has typed.
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("chat template"));
+
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fable-15m.gguf");
+    let bundled = bundled.to_str().unwrap();
+    let out = folder.file("my.gguf");
+    let rows = folder.file("rows.jsonl");
+    let row = r#"{"messages":[{"role":"user","content":"Who are you?"},{"role":"assistant","content":"Zing zing zing zing."}]}"#;
+    std::fs::write(&rows, format!("{row}\n")).unwrap();
+    drop(data);
+    fine(&[
+        "train",
+        bundled,
+        "--data",
+        &rows,
+        "-o",
+        &out,
+        "--max-steps",
+        "12",
+        "--learning-rate",
+        "3e-3",
+        "--rank",
+        "4",
+    ]);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_onlay"))
+        .args(["chat", bundled, "--temp", "0", "-n", "8"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = format!(
+        "Who are you?\n/reset\n/adapter {out}\nWho are you?\n/reset\n/adapter off\nWho are you?\n/adapter no-such\n/nonsense\n/quit\n"
+    );
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let (said, errors) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
+    assert_eq!(done.status.code(), Some(0), "{errors}");
+    let answers: Vec<_> = said.lines().collect();
+    assert!(answers.len() >= 3, "{said}");
+    assert!(said.matches("Zing").count() >= 1, "{said}");
+    assert_eq!(answers.first(), answers.last());
+    assert!(errors.contains("no-such") && errors.contains("/nonsense"));
+}
+
+#[test]
+fn what_run_refuses() {
+    let model = model();
+    refused(&["run", &model], 2, &["-p"]);
+    refused(&["run", &model, "-p", "a", "-f", "b"], 2, &[]);
+    refused(&["run", &model, "-p", "a", "--kv", "f8"], 2, &["f16"]);
+    refused(&["run", &model, "-p", "a", "--temp=-1", "--top-p", "0"], 1, &["temp", "top-p"]);
+    refused(&["run", "no-such.gguf", "-p", "a"], 1, &["no-such.gguf"]);
+    refused(&["run", &model, "-p", "a", "--adapter", "no-such"], 1, &["no-such"]);
+    refused(&["run", &model, "-f", "no-such.txt"], 1, &["no-such.txt"]);
+    refused(&["run", &model, "-p", &"word ".repeat(5000), "--ctx", "64"], 1, &["--ctx"]);
+}
