@@ -1,4 +1,5 @@
 //! The commands that read: score, tokenize, render, eval, bench.
+#![cfg(feature = "cli")]
 
 #[path = "support/cli.rs"]
 mod cli;

@@ -1,4 +1,5 @@
 //! The commands about files: inspect, adapter, quantize.
+#![cfg(feature = "cli")]
 
 #[path = "support/cli.rs"]
 mod cli;
