@@ -183,7 +183,7 @@ fn fold(args: Merge) -> Result<()> {
         line(format_args!("{} written, {size}, in {}", args.out.display(), duration(seconds)))?;
     }
     // an error of the size of the change is noise as loud as what was learned
-    if total.error() > total.change() / 4.0 {
+    if total.error() > total.change() / 2.0 {
         let share = percent(total.error() / total.change());
         warn(format_args!(
             "encoding's error is {share} of what the layers changed; a larger --type (Q8_0, F16) keeps more"
