@@ -22,6 +22,7 @@
 //! # Read besides
 //! F16, BF16 and block-quantized matrices.
 
+use super::contents::{self, Contents, Form};
 use super::gather::{Gather, Half, Terms, Which};
 use super::lora::{Lora, Part};
 use super::manifest::Manifest;
@@ -60,14 +61,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let file = Weights::open(path)?;
     let (metadata, program) = (file.metadata(), model.program());
     let names = Names::of(program);
-    for (key, expected) in [("general.type", "adapter"), ("adapter.type", "lora")] {
-        let found = metadata.need_text(key)?;
-        if found != expected {
-            let error =
-                Error::expected(Kind::Argument, "file", format!("{expected:?}"), format!("{found:?}"));
-            return Err(error.at(Place::Key(key.into())).in_file(path));
-        }
-    }
+    is_lora(metadata).map_err(|e| e.in_file(path))?;
     let mut wrong = Findings::default();
     let (base, adapter) = (model.weights().metadata(), metadata.need_text("general.architecture")?);
     let architecture = base.text("general.architecture")?.unwrap_or_default();
@@ -88,8 +82,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
         wrong.push(error.at(Place::Key(ALPHA.into())));
     }
 
-    let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = wrong.keep(metadata.text("general.name")).flatten().map_or_else(stem, str::to_owned);
+    let name = wrong.keep(name(metadata, path)).unwrap_or_default();
 
     let mut gather = Gather::new(program, &names, wrong);
     for tensor in file.tensors() {
@@ -110,6 +103,51 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
         )
         .map_err(|e| e.in_file(path))?;
     Ok(Found { name, lora, manifest, warnings })
+}
+
+/// What the file says without a base.
+///
+/// # Errors
+/// As the reader's; `Argument` if it is no adapter.
+pub(super) fn contents(path: &Path) -> Result<Contents> {
+    let file = Weights::open(path)?;
+    let metadata = file.metadata();
+    is_lora(metadata)?;
+    let ranks =
+        file.tensors().filter(|t| t.name().ends_with(".lora_a")).filter_map(|t| t.dims().get(1).copied());
+    let half = |t: TensorRef<'_>| contents::Half {
+        name: t.name().into(),
+        kind: t.kind().name().into(),
+        shape: t.dims().iter().rev().copied().collect(),
+        bytes: t.bytes().len() as u64,
+    };
+    Ok(Contents {
+        form: Form::Gguf,
+        name: name(metadata, path)?,
+        manifest: Manifest::read(|key| text(metadata, key))?,
+        ranks: ranks.collect(),
+        alpha: metadata.f32(ALPHA)?.map(f64::from),
+        halves: file.tensors().map(half).collect(),
+        config: None,
+    })
+}
+
+fn is_lora(metadata: Metadata<'_>) -> Result<()> {
+    for (key, expected) in [("general.type", "adapter"), ("adapter.type", "lora")] {
+        let found = metadata.need_text(key)?;
+        if found != expected {
+            let error =
+                Error::expected(Kind::Argument, "file", format!("{expected:?}"), format!("{found:?}"));
+            return Err(error.at(Place::Key(key.into())));
+        }
+    }
+    Ok(())
+}
+
+/// What the file calls itself, or is called.
+fn name(metadata: Metadata<'_>, path: &Path) -> Result<String> {
+    let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(metadata.text("general.name")?.map_or_else(stem, str::to_owned))
 }
 
 /// A line of the manifest, numbers as text.

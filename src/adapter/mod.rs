@@ -4,11 +4,12 @@
 //! lora                what a layer computes, forward and backward          one file per method
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
-//! gguf, peft          its files; gather puts the pairs of either together
+//! gguf, peft          its files; gather puts the pairs of either together; contents reads them without a base
 //! worn                some adapters on a session
 //! merge               adapters folded into a base
 //! ```
 
+mod contents;
 mod gather;
 mod gguf;
 mod lora;
@@ -21,6 +22,7 @@ mod peft;
 mod targets;
 mod worn;
 
+pub use contents::{Contents, Form, Half};
 pub use lora::{Lora, Part};
 pub use manifest::Manifest;
 pub use merge::{MergeOptions, MergeReport, Merged, NOTE, merge};

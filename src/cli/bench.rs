@@ -1,7 +1,232 @@
-//! To come.
-#[derive(clap::Args)]
-pub struct Args {}
+//! `onlay bench`: speed, beside what the machine can do.
 
-pub fn main(_: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not there yet")
+use super::options::{Kv, Machine, Wear, level};
+use super::show::{Table, percent};
+use super::terminal::{Progress, bytes, json, line};
+use super::{Usage, open};
+use anyhow::Result;
+use onlay::adapter::{Lora, Targets, Worn};
+use onlay::engine::Engine;
+use onlay::engine::bench::{self, Ceilings, Cost};
+use onlay::model::Model;
+use onlay::rng::Rng;
+use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer, peak_memory};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Speed, beside what the machine can do
+///
+/// ppN reads a prompt of N tokens, tgN generates N tokens one after the other, trainN takes optimiser steps on a row of N
+/// tokens (LoRA of rank 16 around every product, or the layer of --adapter). After a warm-up each is
+/// done -r times; tokens/s are those of the median.
+///
+/// The ceiling is what this machine could do at most, measured here with the same threads: for tg the read bandwidth over
+/// the bytes of the weights, for pp and train the multiply-adds per second over those of the weights. Weights that fit
+/// the processor's cache can be read faster than memory. The peak memory is that of the process so far, with the pages of
+/// the model it has touched; the tests run in the order of what they need.
+///
+/// JSON, an object for every test: {"test", "tokens_per_second", "fastest", "slowest", "spread", "repeats", "ceiling",
+/// "ceiling_of", "share", "peak_rss_bytes", "threads", "level", "kv", "read_bytes_per_second",
+/// "float_multiply_adds_per_second", "byte_multiply_adds_per_second"}
+#[derive(clap::Args)]
+pub struct Args {
+    /// The model: a GGUF file
+    model: PathBuf,
+    #[command(flatten)]
+    wear: Wear,
+    /// Tokens of the prompt; 0: no such test
+    #[arg(short = 'p', value_name = "N", default_value_t = 512, value_parser = tokens())]
+    prompt: u32,
+    /// Tokens to generate; 0: no such test
+    #[arg(short = 'n', value_name = "N", default_value_t = 128, value_parser = tokens())]
+    generate: u32,
+    /// Train on rows of N tokens too
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = tokens())]
+    train: u32,
+    /// How often each is measured
+    #[arg(short = 'r', value_name = "REPEATS", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeats: u32,
+    #[command(flatten)]
+    kv: Kv,
+    #[command(flatten)]
+    machine: Machine,
+    /// Print one JSON object per test
+    #[arg(long)]
+    json: bool,
+}
+
+/// No test is longer than the longest contexts there are.
+fn tokens() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(..=1 << 20)
+}
+
+/// One measured test.
+struct Test {
+    /// Where it stands in the report.
+    rank: usize,
+    name: String,
+    tokens: usize,
+    /// Seconds of every repeat, the shortest first.
+    seconds: Vec<f64>,
+    peak: Option<u64>,
+}
+
+pub fn main(args: Args) -> Result<()> {
+    if args.prompt == 0 && args.generate == 0 && args.train == 0 {
+        return Err(Usage("expected at least one of -p, -n and --train above 0".into()).into());
+    }
+    if args.train > 0 && args.wear.adapters.len() > 1 {
+        return Err(Usage("--train: expected at most one --adapter, found several".into()).into());
+    }
+    let model = open::model(&args.model)?;
+    let worn = open::worn(&model, &args.wear)?;
+    let mut tests = measure(&args, &model, &worn)?;
+    tests.sort_by_key(|t| t.rank);
+    // Last, for it takes 256 MiB, which the peaks are not to show.
+    let ceilings = Ceilings::measure(args.machine.count())?;
+    report(&args, &model, &tests, ceilings)
+}
+
+/// All tests, the one that needs least memory first.
+fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<Vec<Test>> {
+    let threads = args.machine.count();
+    let layer = open::layer(worn);
+    let hidden = worn.as_ref().map_or(0, |w| w.hidden(model.program()));
+    let mut shown = Progress::new();
+    let mut tests = Vec::new();
+    let mut run = |rank, name: &str, tokens: u32, one: &mut dyn FnMut() -> Result<f64>| {
+        let name = format!("{name}{tokens}");
+        let mut seconds = Vec::new();
+        for i in 0..args.repeats {
+            shown.show(|| format!("{name}: {} of {}", i + 1, args.repeats));
+            seconds.push(one()?);
+        }
+        seconds.sort_by(f64::total_cmp);
+        tests.push(Test { rank, name, tokens: tokens as usize, seconds, peak: peak_memory() });
+        anyhow::Ok(())
+    };
+    let engine = |tokens: u32| {
+        let options = bench::options(threads, tokens as usize, args.kv.kv, hidden);
+        let mut engine = Engine::new(Arc::clone(model), &options)?;
+        bench::generate(&mut engine, layer.clone(), 1, 1)?; // reads every weight once
+        onlay::Result::Ok(engine)
+    };
+    if args.generate > 0 {
+        let mut engine = engine(args.generate)?;
+        let n = args.generate as usize;
+        run(1, "tg", args.generate, &mut || Ok(bench::generate(&mut engine, layer.clone(), n, 1)?[0]))?;
+    }
+    if args.prompt > 0 {
+        let mut engine = engine(args.prompt.max(2))?;
+        let n = args.prompt as usize;
+        bench::prompt(&mut engine, layer.clone(), n.min(64), 1)?;
+        run(0, "pp", args.prompt, &mut || Ok(bench::prompt(&mut engine, layer.clone(), n, 1)?[0]))?;
+    }
+    if args.train > 0 {
+        let mut step = training(args, model, worn)?;
+        step()?;
+        run(2, "train", args.train, &mut step)?;
+    }
+    Ok(tests)
+}
+
+/// One optimiser step, and how many seconds it took.
+fn training(
+    args: &Args,
+    model: &Arc<Model>,
+    worn: &Option<Arc<Worn>>,
+) -> Result<impl FnMut() -> Result<f64> + use<>> {
+    let tokens = args.train as usize;
+    let mut layer: Lora = match worn.as_ref().and_then(|w| w.stack().first()) {
+        Some((adapter, _)) => adapter.to_lora(),
+        None => {
+            let mut layer = Targets::parse("all")?.layer(model.program(), 16, 2.0)?;
+            layer.start(&mut Rng::new(1));
+            layer
+        }
+    };
+    layer.learn(tokens, 0.0, 1)?;
+    let options = TrainOptions {
+        level: level()?,
+        threads: args.machine.count(),
+        rows: tokens,
+        context: tokens,
+        sequences: 1,
+        kv: args.kv.kv,
+        keep: Keep::Streams,
+    };
+    let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
+    let mut trainer = Trainer::new(Arc::clone(model), Arc::new(layer), options)?;
+    // one schedule for all steps, however many there will be
+    let (recipe, steps) = (Recipe::default(), 2 + u64::from(args.repeats));
+    Ok(move || {
+        let start = Instant::now();
+        trainer.step(std::slice::from_ref(&example), &recipe, steps)?;
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Result<()> {
+    let (threads, level, cost) = (args.machine.count(), level()?, Cost::of(model));
+    let mut table =
+        Table::new(&["test", ">tokens/s", ">spread", ">ceiling", ">share", "ceiling of", ">peak memory"]);
+    for test in tests {
+        let n = test.tokens as f64;
+        let speed = |i: usize| n / test.seconds[i];
+        let last = test.seconds.len() - 1;
+        let (fastest, slowest) = (speed(0), speed(last));
+        let median = n * 2.0 / (test.seconds[last / 2] + test.seconds[last.div_ceil(2)]);
+        let spread = (fastest - slowest) / median;
+        let (ceiling, of) = ceiling(test, model, &cost, ceilings);
+        if args.json {
+            json(&json!({
+                "test": test.name, "tokens_per_second": median, "fastest": fastest, "slowest": slowest,
+                "spread": spread, "repeats": test.seconds.len(), "ceiling": ceiling, "ceiling_of": of,
+                "share": median / ceiling, "peak_rss_bytes": test.peak, "threads": threads, "level": level.name(),
+                "kv": args.kv.kv.name(), "read_bytes_per_second": ceilings.read,
+                "float_multiply_adds_per_second": ceilings.floats,
+                "byte_multiply_adds_per_second": ceilings.bytes,
+            }))?;
+            continue;
+        }
+        table.row([
+            test.name.clone(),
+            format!("{median:.2}"),
+            percent(spread),
+            format!("{ceiling:.1}"),
+            percent(median / ceiling),
+            of.into(),
+            test.peak.map_or_else(|| "?".into(), bytes),
+        ]);
+    }
+    if args.json {
+        return Ok(());
+    }
+    table.print(0)?;
+    let Ceilings { read, floats, bytes } = ceilings;
+    line(format_args!(
+        "\n{threads} threads, {}: reads {:.1} GB/s, {:.0} billion multiply-adds/s of f32, {:.0} billion of bytes",
+        level.name(),
+        read / 1e9,
+        floats / 1e9,
+        bytes / 1e9
+    ))?;
+    Ok(())
+}
+
+/// Tokens per second at best, and what limits them.
+///
+/// Products with block formats are of bytes, with dense weights of f32; gradients of inputs are of f32 always.
+fn ceiling(test: &Test, model: &Model, cost: &Cost, ceilings: Ceilings) -> (f64, &'static str) {
+    let blocks = model.bound().storage().iter().any(|s| s.grain().is_some());
+    let forward = if blocks { ceilings.bytes } else { ceilings.floats };
+    let half = cost.train / 2.0;
+    match test.rank {
+        0 => (forward / cost.prompt, "peak arithmetic"),
+        1 => (ceilings.read / cost.bytes, "read bandwidth"),
+        _ => (1.0 / (half / forward + half / ceilings.floats), "peak arithmetic"),
+    }
 }

@@ -15,10 +15,12 @@ mod render;
 mod run;
 mod samples;
 mod score;
+mod show;
 mod stop;
 mod terminal;
 mod text;
 mod tokenize;
+mod tokens;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +35,7 @@ struct Cli {
     command: Command,
 }
 
+// A line here would hide the longer description that a command's `Args` has.
 #[derive(Subcommand)]
 enum Command {
     /// Continue a text, or answer once
@@ -41,21 +44,13 @@ enum Command {
     Chat(chat::Args),
     /// Train a layer over a base
     Train(Box<train::Args>),
-    /// The log-probability of each token of a text
     Score(score::Args),
-    /// Text to tokens, and back
     Tokenize(tokenize::Args),
-    /// Messages as the model reads them, with roles and what is trained
     Render(render::Args),
-    /// Measure a model on a text
     Eval(eval::Args),
-    /// What is in a file
     Inspect(inspect::Args),
-    /// Convert, merge and list layers
     Adapter(adapter::Args),
-    /// Write a model with smaller weights
     Quantize(quantize::Args),
-    /// Speed, beside what the machine can do
     Bench(bench::Args),
 }
 

@@ -1,14 +1,16 @@
 //! Opening what the flags name.
 
 use super::options::{Kv, Machine, Wear};
-use super::terminal::warn;
-use onlay::Result;
+use super::stop::asked;
+use super::terminal::{Progress, bytes, duration, warn};
 use onlay::adapter::{Adapter, Worn};
 use onlay::engine::{Engine, EngineOptions, Layer};
 use onlay::error::Findings;
 use onlay::model::Model;
+use onlay::{Error, Kind, Result};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Positions of a session unless told, if the model has as many.
 const CONTEXT: usize = 4096;
@@ -66,4 +68,32 @@ pub fn engine(
         ..EngineOptions::default()
     };
     Engine::new(Arc::clone(model), &options)
+}
+
+/// Refuses an output that exists before any work is done for it.
+pub fn absent(path: &Path, overwrite: bool) -> Result<()> {
+    if overwrite || !path.exists() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Argument, "exists already; --overwrite replaces it").in_file(path))
+}
+
+/// What a stop in the middle of a file is called; other errors stay as they are.
+pub fn stopped(error: Error, out: &Path) -> Error {
+    match error.kind() {
+        Kind::Cancelled => Error::new(Kind::Cancelled, "stopped; nothing was written").in_file(out),
+        _ => error,
+    }
+}
+
+/// Shows how much of a file is written; an error once somebody asked to stop.
+pub fn step(shown: &mut Progress, start: Instant, done: u64, all: u64) -> Result<()> {
+    if asked() {
+        return Err(Error::new(Kind::Cancelled, "stopped"));
+    }
+    shown.show(|| {
+        let left = duration(start.elapsed().as_secs_f64() * (all - done) as f64 / done.max(1) as f64);
+        format!("{:3.0}% of {}, {left} left", 100.0 * done as f64 / all.max(1) as f64, bytes(all))
+    });
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What is written where: results on stdout, words on stderr, and one line of progress.
 
+use super::show::{obeyed, plain};
 use serde_json::Value;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -10,9 +11,21 @@ pub fn line(text: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{text}")
 }
 
-/// A JSON value on a line of stdout.
+/// A JSON value on a line of stdout. What a terminal would obey, and JSON would let through, is escaped: such
+/// characters stand only inside strings.
 pub fn json(value: &Value) -> io::Result<()> {
-    line(value)
+    line(escaped(&value.to_string()))
+}
+
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match obeyed(c) {
+            true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
 }
 
 /// Text on stdout, seen at once.
@@ -29,12 +42,17 @@ pub fn note(text: impl Display) {
 
 /// A warning on stderr.
 pub fn warn(text: impl Display) {
-    note(format_args!("onlay: warning: {text}"));
+    note(format_args!("onlay: warning: {}", lines(&text.to_string())));
 }
 
 /// The error that ends the command.
 pub fn error(text: &str) {
-    note(format_args!("onlay: error: {text}"));
+    note(format_args!("onlay: error: {}", lines(text)));
+}
+
+/// Text that may quote a file, safe to show; its lines stay lines.
+fn lines(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
 /// One line of stderr that says how far long work is: rewritten in place on a terminal, otherwise a new line every
@@ -122,6 +140,14 @@ pub fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_that_a_terminal_does_not_obey() {
+        let text = "é\u{9b}2J\u{202e}\x1b";
+        let json = escaped(&Value::from(text).to_string());
+        assert_eq!(json, "\"é\\u009b2J\\u202e\\u001b\"");
+        assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), text);
+    }
 
     #[test]
     fn sizes_and_times() {

@@ -8,7 +8,7 @@
 //! `Q4_K_M` and its kin give more bits to the matrices that suffer most: the head, and in some layers the values and the
 //! last product of the feed-forward (llama.cpp's choice of layers: the first and last eighth and every third between).
 
-use crate::error::{Error, Findings, Kind, Place, Result};
+use crate::error::{Error, Findings, Kind, Result};
 use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Sink};
 use crate::format::types::Type;
@@ -170,8 +170,7 @@ pub fn quantize(
         let (name, work) = (tensor.name(), &work);
         builder.tensor_from(name, to, tensor.dims(), move |sink| {
             let mut work = work.borrow_mut();
-            let (squares, lost) =
-                encode(&mut work, &matrix, to, sink).map_err(|e| e.at(Place::Tensor(name.into())))?;
+            let (squares, lost) = encode(&mut work, &matrix, to, sink)?; // the writer adds the tensor's name
             let instead_of = (to != asked).then_some(asked);
             let from = matrix.kind();
             work.report.push(Quantized { tensor: name.into(), from, to, instead_of, squares, lost });

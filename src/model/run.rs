@@ -51,6 +51,26 @@ impl Memory {
     pub fn total(&self) -> u64 {
         self.parts.iter().map(|p| p.1).sum()
     }
+
+    /// Asks the system for all of it at once and gives it back. What is planned is then allocated piece by piece, and a
+    /// piece that is refused would end the process.
+    ///
+    /// # Errors
+    /// `Memory` if the system does not give it.
+    pub(crate) fn ask(&self) -> Result<()> {
+        let bytes = self.total();
+        let given = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
+        match given {
+            true => Ok(()),
+            false => {
+                let largest = self.parts.iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(name, _)| name);
+                Err(Error::new(
+                    Kind::Memory,
+                    format!("no memory for {bytes} bytes, most of it for {largest}"),
+                ))
+            }
+        }
+    }
 }
 
 /// A sequence's place in the cache. Give it back with [`Runner::forget`].
@@ -183,6 +203,7 @@ impl Runner {
                 return Err(Error::expected(Kind::Argument, name, "at least 1", 0));
             }
         }
+        Self::plan(&model, &options).ask()?;
         let machine = Machine::new(&options.plan(program, &model), Team::new(options.threads)?)?;
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
         let rows = options.rows.min(LOGIT_ROWS);

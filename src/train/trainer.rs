@@ -239,6 +239,8 @@ impl Trainer {
         }
         layer.check(model.program())?;
         let program = model.program();
+        // the layer, first in the plan with what it learns by, has its memory already
+        Memory { parts: Self::plan(&model, &layer, false, &options).parts.split_off(2) }.ask()?;
         let machine = Machine::new(&options.plan(&model, &layer), Team::new(options.threads)?)?;
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
         let (lowest, wanted) = reach(&model, &layer);

@@ -12,6 +12,7 @@
 mod config;
 mod tensors;
 
+use super::contents::{self, Contents, Form};
 use super::gather::{Gather, Half, Terms, Which};
 use super::lora::Part;
 use super::manifest::Manifest;
@@ -22,6 +23,7 @@ use crate::format::files::{directory_of, flush_directory, write_atomically};
 use crate::model::Model;
 use crate::ops::Site;
 use config::Config;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tensors::{Matrix, Tensors};
 
@@ -34,14 +36,7 @@ const ROOT: &str = "base_model.model.";
 /// # Errors
 /// Everything that is wrong with the directory or does not fit the model, at once.
 pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
-    let tensors_at = directory.join(TENSORS);
-    if !tensors_at.exists() && directory.join("adapter_model.bin").exists() {
-        let text =
-            format!("adapter_model.bin is not read, for it may carry code; save it again as {TENSORS}");
-        return Err(Error::new(Kind::Unsupported, text).in_file(directory));
-    }
-    let json = config::load(&directory.join(CONFIG))?;
-    let tensors = Tensors::open(&tensors_at)?;
+    let (json, tensors) = open(directory)?;
     let mut wrong = Findings::default();
     let config = Config::new(&json, &mut wrong);
     let manifest = wrong.keep(Manifest::read(|key| Ok(tensors.text(key)))).unwrap_or_default();
@@ -67,9 +62,44 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         },
         |_, _| Ok(()),
     )?;
-    let name = directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let base_name = manifest.base_name.clone().or(config.base_name);
-    Ok(Found { name, lora, manifest: Manifest { base_name, ..manifest }, warnings })
+    Ok(Found { name: name(directory), lora, manifest: Manifest { base_name, ..manifest }, warnings })
+}
+
+/// The configuration and the tensors.
+fn open(directory: &Path) -> Result<(Value, Tensors)> {
+    let tensors_at = directory.join(TENSORS);
+    if !tensors_at.exists() && directory.join("adapter_model.bin").exists() {
+        let text =
+            format!("adapter_model.bin is not read, for it may carry code; save it again as {TENSORS}");
+        return Err(Error::new(Kind::Unsupported, text).in_file(directory));
+    }
+    Ok((config::load(&directory.join(CONFIG))?, Tensors::open(&tensors_at)?))
+}
+
+/// What the directory says without a base.
+///
+/// # Errors
+/// As the reader's.
+pub(super) fn contents(directory: &Path) -> Result<Contents> {
+    let (json, tensors) = open(directory)?;
+    let halves: Vec<_> = tensors.all().collect();
+    let ranks = halves.iter().filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight"));
+    let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
+    let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
+    Ok(Contents {
+        form: Form::Peft,
+        name: name(directory),
+        ranks: ranks.filter_map(|h| h.shape.first().copied()).collect(),
+        manifest: Manifest { base_name: manifest.base_name.or(base_name.map(str::to_owned)), ..manifest },
+        alpha: json.get("lora_alpha").and_then(Value::as_f64),
+        halves,
+        config: Some(json),
+    })
+}
+
+fn name(directory: &Path) -> String {
+    directory.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// A name that nobody has vouched for, not longer than a message should be.

@@ -6,6 +6,7 @@
 //! The crate `safetensors` reads and checks the header. Writing is here: the crate would put the texts into the file in
 //! a different order each time.
 
+use super::super::contents::Half;
 use crate::error::{Error, Kind, Place, Result};
 use onlay_kernels::half::{bf16_to_f32, f16_to_f32};
 use safetensors::Dtype;
@@ -66,6 +67,16 @@ impl Tensors {
     /// Names, in the order of their data.
     pub(super) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
+    }
+
+    /// What the header says of each, in the order of their data.
+    pub(super) fn all(&self) -> impl Iterator<Item = Half> + '_ {
+        self.names().into_iter().filter_map(|name| {
+            let info = self.metadata.info(&name)?;
+            let (first, end) = info.data_offsets;
+            let (kind, bytes) = (format!("{:?}", info.dtype), (end - first) as u64);
+            Some(Half { kind, shape: info.shape.clone(), bytes, name })
+        })
     }
 
     /// One of the texts beside the tensors.
