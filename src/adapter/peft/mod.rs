@@ -177,6 +177,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         let text = "exists already; overwrite replaces it";
         return Err(Error::new(Kind::Argument, text).in_file(directory));
     }
+    // Overwriting is meant for an adapter, not for a folder of something else.
+    if old && !directory.join(CONFIG).is_file() {
+        let text = format!("exists and is no adapter's directory: there is no {CONFIG} in it");
+        return Err(Error::new(Kind::Argument, text).in_file(directory));
+    }
     let staging = if old { None } else { Some(Staging::beside(directory)?) };
     let into = staging.as_ref().map_or(directory, |s| &s.0);
     write_atomically(&into.join(TENSORS), overwrite, |out| tensors::write(out, &texts, matrices))?;
