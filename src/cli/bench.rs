@@ -19,7 +19,8 @@ use std::time::Instant;
 /// Speed, beside what the machine can do
 ///
 /// ppN reads a prompt of N tokens, tgN generates N tokens one after the other, trainN takes optimiser steps on a row of N
-/// tokens (LoRA of rank 16 around every product, or the layer of --adapter). After a warm-up each is
+/// tokens (LoRA of rank 16 around every product, or the layer of --adapter). With --depth D the first two do so after D
+/// tokens (ppN@D), and with --sessions S there are S sessions that generate together (tgNxS, all their tokens counted). After a warm-up each is
 /// done -r times; tokens/s are those of the median.
 ///
 /// The ceiling is what this machine could do at most, measured here with the same threads: for tg the read bandwidth over
@@ -42,6 +43,13 @@ pub struct Args {
     /// Tokens to generate; 0: no such test
     #[arg(short = 'n', value_name = "N", default_value_t = 128, value_parser = tokens())]
     generate: u32,
+    /// Tokens that are read before
+    #[arg(short = 'd', long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = tokens())]
+    depth: u32,
+    /// Sessions that generate together
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    sessions: u32,
     /// Train on rows of N tokens too
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = tokens())]
     train: u32,
@@ -97,8 +105,7 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<
     let hidden = worn.as_ref().map_or(0, |w| w.hidden(model.program()));
     let mut shown = Progress::new();
     let mut tests = Vec::new();
-    let mut run = |rank, name: &str, tokens: u32, one: &mut dyn FnMut() -> Result<f64>| {
-        let name = format!("{name}{tokens}");
+    let mut run = |rank, name: String, tokens: u32, one: &mut dyn FnMut() -> Result<f64>| {
         let mut seconds = Vec::new();
         for i in 0..args.repeats {
             shown.show(|| format!("{name}: {} of {}", i + 1, args.repeats));
@@ -108,27 +115,37 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<
         tests.push(Test { rank, name, tokens: tokens as usize, seconds, peak: peak_memory() });
         anyhow::Ok(())
     };
-    let engine = |tokens: u32| {
-        let options = bench::options(threads, tokens as usize, args.kv.kv, hidden);
-        let mut engine = Engine::new(Arc::clone(model), &options)?;
-        bench::generate(&mut engine, layer.clone(), 1, 1)?; // reads every weight once
-        onlay::Result::Ok(engine)
+    let depth = args.depth as usize;
+    let at = if depth > 0 { format!("@{depth}") } else { String::new() };
+    let engine = |sessions: usize, tokens: u32| {
+        let positions = depth.max(1) + tokens as usize;
+        Engine::new(Arc::clone(model), &bench::options(threads, sessions, positions, args.kv.kv, hidden))
     };
     if args.generate > 0 {
-        let mut engine = engine(args.generate)?;
+        let count = args.sessions as usize;
+        let mut engine = engine(count, args.generate)?;
+        let mut sessions = bench::sessions(&mut engine, layer.as_ref(), count, depth)?;
         let n = args.generate as usize;
-        run(1, "tg", args.generate, &mut || Ok(bench::generate(&mut engine, layer.clone(), n, 1)?[0]))?;
+        bench::generate(&mut engine, &mut sessions, 1)?; // as many rows as will be timed
+        let many = if count > 1 { format!("x{count}") } else { String::new() };
+        let name = format!("tg{n}{at}{many}");
+        run(1, name, args.generate * args.sessions, &mut || {
+            Ok(bench::generate(&mut engine, &mut sessions, n)?)
+        })?;
     }
     if args.prompt > 0 {
-        let mut engine = engine(args.prompt.max(2))?;
+        let mut engine = engine(1, args.prompt)?;
+        let mut sessions = bench::sessions(&mut engine, layer.as_ref(), 1, depth)?;
         let n = args.prompt as usize;
-        bench::prompt(&mut engine, layer.clone(), n.min(64), 1)?;
-        run(0, "pp", args.prompt, &mut || Ok(bench::prompt(&mut engine, layer.clone(), n, 1)?[0]))?;
+        bench::prompt(&mut engine, &mut sessions[0], n.min(64))?;
+        run(0, format!("pp{n}{at}"), args.prompt, &mut || {
+            Ok(bench::prompt(&mut engine, &mut sessions[0], n)?)
+        })?;
     }
     if args.train > 0 {
         let mut step = training(args, model, worn)?;
         step()?;
-        run(2, "train", args.train, &mut step)?;
+        run(2, format!("train{}", args.train), args.train, &mut step)?;
     }
     Ok(tests)
 }
@@ -170,7 +187,7 @@ fn training(
 }
 
 fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Result<()> {
-    let (threads, level, cost) = (args.machine.count(), level()?, Cost::of(model));
+    let (threads, level, cost) = (args.machine.count(), level()?, Cost::of(model, args.kv.kv));
     let mut table =
         Table::new(&["test", ">tokens/s", ">spread", ">ceiling", ">share", "ceiling of", ">peak memory"]);
     for test in tests {
@@ -180,7 +197,7 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
         let (fastest, slowest) = (speed(0), speed(last));
         let median = n * 2.0 / (test.seconds[last / 2] + test.seconds[last.div_ceil(2)]);
         let spread = (fastest - slowest) / median;
-        let (ceiling, of) = ceiling(test, model, &cost, ceilings);
+        let (ceiling, of) = ceiling(args, test, model, &cost, ceilings);
         if args.json {
             json(&json!({
                 "test": test.name, "tokens_per_second": median, "fastest": fastest, "slowest": slowest,
@@ -220,13 +237,22 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
 /// Tokens per second at best, and what limits them.
 ///
 /// Products with block formats are of bytes, with dense weights of f32; gradients of inputs are of f32 always.
-fn ceiling(test: &Test, model: &Model, cost: &Cost, ceilings: Ceilings) -> (f64, &'static str) {
+fn ceiling(args: &Args, test: &Test, model: &Model, cost: &Cost, ceilings: Ceilings) -> (f64, &'static str) {
     let blocks = model.bound().storage().iter().any(|s| s.grain().is_some());
     let forward = if blocks { ceilings.bytes } else { ceilings.floats };
     let half = cost.train / 2.0;
+    // A token looks back at all of the depth and, in the middle, at half of the tokens that are timed.
+    let back = |n: u32| f64::from(args.depth) + f64::from(n) / 2.0;
     match test.rank {
-        0 => (forward / cost.prompt, "peak arithmetic"),
-        1 => (ceilings.read / cost.bytes, "read bandwidth"),
+        0 => {
+            let attention = cost.position * back(args.prompt) / ceilings.floats;
+            (1.0 / (cost.prompt / forward + attention), "peak arithmetic")
+        }
+        1 => {
+            let sessions = f64::from(args.sessions);
+            let bytes = cost.bytes + sessions * cost.position_bytes * back(args.generate);
+            (sessions * ceilings.read / bytes, "read bandwidth")
+        }
         _ => (1.0 / (half / forward + half / ceilings.floats), "peak arithmetic"),
     }
 }

@@ -1,8 +1,9 @@
 //! How fast a model runs here, beside what this machine could do at best.
 
-use super::session::{Engine, EngineOptions, Layer};
+use super::session::{Engine, EngineOptions, Layer, Session};
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
+use crate::ops::kv::{Precision, TILE};
 use crate::tensor::Team;
 use onlay_kernels::{Level, peak};
 use std::time::Instant;
@@ -82,11 +83,15 @@ pub struct Cost {
     pub prompt: f64,
     /// Multiply-adds of weights for a token that is trained: forward with the head, and gradients of inputs.
     pub train: f64,
+    /// Bytes of keys and values for every position that a token looks back.
+    pub position_bytes: f64,
+    /// Multiply-adds of f32 for every position that a token looks back.
+    pub position: f64,
 }
 
 impl Cost {
-    /// Of one model.
-    pub fn of(model: &Model) -> Self {
+    /// Of one model, whose keys and values are kept as `kv`.
+    pub fn of(model: &Model, kv: Precision) -> Self {
         let program = model.program();
         let (mut bytes, mut inner, mut head) = (0.0, 0.0, 0.0);
         for (info, id) in program.matrices.iter().zip(0..) {
@@ -99,57 +104,73 @@ impl Cost {
                 *(if is_head { &mut head } else { &mut inner }) += products;
             }
         }
-        Cost { bytes, prompt: inner, train: 2.0 * (inner + head) }
+        let layers = program.segments.len();
+        let attention = program.attention;
+        Cost {
+            bytes,
+            prompt: inner,
+            train: 2.0 * (inner + head),
+            position_bytes: program.kv_shape(kv, layers).tile_bytes() as f64 / TILE as f64,
+            position: (2 * layers * attention.heads * attention.head) as f64,
+        }
     }
 }
 
-/// Seconds for a prompt of `tokens`, several times.
+/// Sessions that wear `layer` and have read `depth` tokens, at least one.
 ///
 /// # Errors
 /// As [`Engine::advance`].
-pub fn prompt(engine: &mut Engine, layer: Option<Layer>, tokens: usize, repeats: usize) -> Result<Vec<f64>> {
-    let text = text(engine.model(), tokens);
-    repeat(repeats, || {
-        let mut session = engine.session();
-        session.wear(layer.clone());
-        engine.append(&mut session, &text)?;
-        let start = Instant::now();
-        let done = engine.advance(&mut [&mut session], &mut |_, _| {});
-        let time = start.elapsed().as_secs_f64();
-        engine.close(session);
-        done.map(|()| time)
-    })
-}
-
-/// Seconds for `tokens` tokens one after the other, several times.
-///
-/// # Errors
-/// As [`Engine::advance`].
-pub fn generate(
+pub fn sessions(
     engine: &mut Engine,
-    layer: Option<Layer>,
-    tokens: usize,
-    repeats: usize,
-) -> Result<Vec<f64>> {
-    let text = text(engine.model(), tokens + 1);
-    repeat(repeats, || {
+    layer: Option<&Layer>,
+    count: usize,
+    depth: usize,
+) -> Result<Vec<Session>> {
+    let text = text(engine.model(), depth.max(1));
+    let mut all = Vec::with_capacity(count);
+    for _ in 0..count {
         let mut session = engine.session();
-        session.wear(layer.clone());
-        engine.append(&mut session, &text[..1])?;
+        session.wear(layer.cloned());
+        engine.append(&mut session, &text)?;
         engine.advance(&mut [&mut session], &mut |_, _| {})?;
-        let start = Instant::now();
-        for token in &text[1..] {
-            engine.append(&mut session, std::slice::from_ref(token))?;
-            engine.advance(&mut [&mut session], &mut |_, _| {})?;
-        }
-        let time = start.elapsed().as_secs_f64();
-        engine.close(session);
-        Ok(time)
-    })
+        all.push(session);
+    }
+    Ok(all)
 }
 
-fn repeat(times: usize, mut f: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
-    (0..times).map(|_| f()).collect()
+/// Seconds for reading `tokens` more tokens; the session then is as it was.
+///
+/// # Errors
+/// As [`Engine::advance`].
+pub fn prompt(engine: &mut Engine, session: &mut Session, tokens: usize) -> Result<f64> {
+    let (depth, text) = (session.tokens().len(), text(engine.model(), tokens));
+    engine.append(session, &text)?;
+    let start = Instant::now();
+    engine.advance(&mut [session], &mut |_, _| {})?;
+    let time = start.elapsed().as_secs_f64();
+    session.truncate(depth);
+    Ok(time)
+}
+
+/// Seconds for `tokens` tokens of every session one after the other, all sessions in one step; they then are as they
+/// were.
+///
+/// # Errors
+/// As [`Engine::advance`].
+pub fn generate(engine: &mut Engine, sessions: &mut [Session], tokens: usize) -> Result<f64> {
+    let text = text(engine.model(), tokens);
+    let depths: Vec<_> = sessions.iter().map(|s| s.tokens().len()).collect();
+    let start = Instant::now();
+    for token in &text {
+        for session in sessions.iter_mut() {
+            engine.append(session, std::slice::from_ref(token))?;
+        }
+        let mut all: Vec<_> = sessions.iter_mut().collect();
+        engine.advance(&mut all, &mut |_, _| {})?;
+    }
+    let time = start.elapsed().as_secs_f64();
+    sessions.iter_mut().zip(depths).for_each(|(s, depth)| s.truncate(depth));
+    Ok(time)
 }
 
 /// Tokens of no meaning: what they are makes no difference to speed.
@@ -158,7 +179,13 @@ pub fn text(model: &Model, tokens: usize) -> Vec<u32> {
     (0..tokens as u64).map(|i| (i * 7919 % vocabulary) as u32).collect()
 }
 
-/// Options that hold `tokens` positions.
-pub fn options(threads: usize, tokens: usize, kv: crate::ops::kv::Precision, hidden: usize) -> EngineOptions {
-    EngineOptions { threads: Some(threads), context: tokens + 1, rows: 512, kv, hidden, sessions: 1 }
+/// Options for `sessions` sessions of `positions` positions.
+pub fn options(
+    threads: usize,
+    sessions: usize,
+    positions: usize,
+    kv: Precision,
+    hidden: usize,
+) -> EngineOptions {
+    EngineOptions { threads: Some(threads), context: positions, rows: 512, kv, hidden, sessions }
 }
