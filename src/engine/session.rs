@@ -178,16 +178,13 @@ impl Engine {
             }
             // The last token is always computed: its logits are wanted.
             session.sequence.truncate(session.tokens.len() - 1);
-            // Long prompts go ahead alone, in steps; what is left goes together.
-            while session.tokens.len() - session.sequence.len() > rows.div_ceil(2).max(1) {
+            // Prompts that are longer than a step go ahead alone; what is left goes together, with the last token: a
+            // step for that alone would read all weights once more.
+            while session.tokens.len() - session.sequence.len() > rows {
                 let from = session.sequence.len();
-                let to = (from + rows).min(session.tokens.len() - 1);
-                if from == to {
-                    break;
-                }
                 let request = Request {
                     sequence: &mut session.sequence,
-                    tokens: &session.tokens[from..to],
+                    tokens: &session.tokens[from..from + rows],
                     delta: session.layer.as_deref(),
                     wanted: Wanted::Nothing,
                 };
