@@ -161,14 +161,14 @@ impl Trainer {
     ) -> Result<(StepReport, Rewards)> {
         let mut comparing = self.take_comparing()?;
         let done = self.window(&mut comparing, set, units, references, recipe.is_some());
-        let goal = comparing.goal.clone();
+        let done = done.map(|(tally, tokens)| (tally.loss, tokens, tally.rewards(&comparing.goal)));
         self.comparing = Some(comparing);
-        let (tally, tokens) = done?;
+        let (loss, tokens, rewards) = done?;
         let (grad_norm, rate) = match recipe {
             Some((recipe, of_steps)) => self.update(recipe, of_steps)?,
             None => (0.0, 0.0),
         };
-        Ok((StepReport { loss: tally.loss, tokens, grad_norm, rate }, tally.rewards(&goal)))
+        Ok((StepReport { loss, tokens, grad_norm, rate }, rewards))
     }
 
     /// The mean loss and the rewards of a whole set, in windows of `window` units and without learning, asking before

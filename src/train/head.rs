@@ -204,7 +204,14 @@ impl Head<'_> {
         self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.layer);
         for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
             let rows = target.row as usize * width..(target.row as usize + 1) * width;
-            rms_norm_grad(self.level, &self.last[rows.clone()], norm, program.head.eps, dx, &mut self.d_last[rows]);
+            rms_norm_grad(
+                self.level,
+                &self.last[rows.clone()],
+                norm,
+                program.head.eps,
+                dx,
+                &mut self.d_last[rows],
+            );
         }
     }
 }

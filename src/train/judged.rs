@@ -81,13 +81,7 @@ impl Fields<'_> {
     }
 
     /// A prompt and its answer, both texts or both messages.
-    fn answered(
-        &mut self,
-        key: &str,
-        prompt: Value,
-        answer: Value,
-        tools: Option<Value>,
-    ) -> Option<Content> {
+    fn answered(&mut self, key: &str, prompt: Value, answer: Value, tools: Option<Value>) -> Option<Content> {
         match (prompt, answer) {
             (Value::String(prompt), Value::String(completion)) => {
                 Some(Content::Completion { prompt, completion })
@@ -178,7 +172,9 @@ pub(super) fn one_sided(rows: &Rows, wrong: &mut Findings) {
         Content::Feedback { label, .. } => Some(label),
         _ => None,
     };
-    let Some((first, label_of_all)) = rows.rows.first().and_then(|r| Some((r.line, label(r)?))) else { return };
+    let Some((first, label_of_all)) = rows.rows.first().and_then(|r| Some((r.line, label(r)?))) else {
+        return;
+    };
     if rows.rows.iter().all(|r| label(r) == Some(label_of_all)) {
         let text = format!(
             "label: all {} rows from here on say {label_of_all}; expected rows of both kinds",

@@ -486,7 +486,8 @@ impl Trainer {
         targets.clear();
         names.clear();
         let mut spans = [Span::NONE; MOST_SEQUENCES];
-        for (sequence, ((span, (number, e)), tiles)) in spans.iter_mut().zip(examples).zip(tiles).enumerate() {
+        for (sequence, ((span, (number, e)), tiles)) in spans.iter_mut().zip(examples).zip(tiles).enumerate()
+        {
             let first = tokens.len();
             *span = Span { first, rows: e.rows(), position: 0, tiles, delta: worn };
             tokens.extend_from_slice(&e.tokens[..e.rows()]);

@@ -136,7 +136,8 @@ impl Goal {
         given: &[(&'static str, f64)],
     ) -> Result<Goal> {
         let fits = |o: &&Objective| o.signal == signal;
-        let objective = wanted.or_else(|| OBJECTIVES.iter().find(fits)).expect("every signal has an objective");
+        let objective =
+            wanted.or_else(|| OBJECTIVES.iter().find(fits)).expect("every signal has an objective");
         let mut wrong = Findings::default();
         if objective.signal != signal {
             let what = format!("rows for {}", objective.name);
@@ -221,7 +222,11 @@ mod tests {
                             let slope = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h)))
                                 / (12.0 * h);
                             let off = (slope - at.slopes[i]).abs() / at.slopes[i].abs().max(1e-3);
-                            assert!(off < 1e-7, "{} {beta} {smoothing} {unit:?} {i}: {off:e}", objective.name);
+                            assert!(
+                                off < 1e-7,
+                                "{} {beta} {smoothing} {unit:?} {i}: {off:e}",
+                                objective.name
+                            );
                             worst = worst.max(off);
                         }
                     }
@@ -258,7 +263,10 @@ mod tests {
         for objective in OBJECTIVES {
             let goal = Goal::choose(Some(objective), objective.signal, &[]).unwrap();
             let verdict = goal.judge(0.0, &[sure, Seen { good: false, ..sure }][..objective.signal.arity()]);
-            assert!(verdict.loss.is_finite() && verdict.slopes.iter().all(|s| s.is_finite()), "{objective:?}");
+            assert!(
+                verdict.loss.is_finite() && verdict.slopes.iter().all(|s| s.is_finite()),
+                "{objective:?}"
+            );
         }
     }
 }
