@@ -278,6 +278,10 @@ impl<'a> Encoder<'a> {
             if i % 64 == 0 && progress(i, rows.rows.len()) == Flow::Stop {
                 return Err(Error::new(Kind::Cancelled, "stopped while rows were encoded"));
             }
+            if matches!(row.content, Content::Preference { .. } | Content::Feedback { .. }) {
+                self.judged(i, row, &mut set, &mut wrong);
+                continue;
+            }
             let done = self.row(i, row, &mut set);
             wrong.keep(done.map_err(|e| e.at(Place::Line(row.line))));
         }
@@ -303,9 +307,7 @@ impl<'a> Encoder<'a> {
                 }
                 Encoded { tokens: tokens.clone(), trained: trained.clone() }
             }
-            judged @ (Content::Preference { .. } | Content::Feedback { .. }) => {
-                return self.judged(number, judged, set);
-            }
+            Content::Preference { .. } | Content::Feedback { .. } => unreachable!("judged"),
         };
         self.held(number, done, Role::Shown, set)
     }

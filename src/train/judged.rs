@@ -129,32 +129,29 @@ fn common(chosen: &mut Value, rejected: &mut Value) -> Option<Value> {
 
 impl Encoder<'_> {
     /// Both answers of a preference, or one with its label.
-    pub(super) fn judged(&self, number: usize, content: &Content, set: &mut Set) -> Result<()> {
-        let (first, second) = match content {
+    pub(super) fn judged(&self, number: usize, row: &Row, set: &mut Set, wrong: &mut Findings) {
+        let answers = match &row.content {
             Content::Preference { chosen, rejected } => {
-                ((chosen, Role::Chosen), Some((rejected, Role::Rejected)))
+                [Some((chosen, Role::Chosen, "chosen")), Some((rejected, Role::Rejected, "rejected"))]
             }
-            Content::Feedback { answer, label: true } => ((answer, Role::Desirable), None),
-            Content::Feedback { answer, .. } => ((answer, Role::Undesirable), None),
-            _ => return Ok(()),
+            Content::Feedback { answer, label: true } => {
+                [Some((answer, Role::Desirable, "completion")), None]
+            }
+            Content::Feedback { answer, .. } => [Some((answer, Role::Undesirable, "completion")), None],
+            _ => return,
         };
-        let at = set.examples.len();
-        let mut wrong = Findings::default();
-        for (answer, role) in [Some(first), second].into_iter().flatten() {
+        let (at, line) = (set.examples.len(), Place::Line(row.line));
+        for (answer, role, key) in answers.into_iter().flatten() {
             let done = self.answer(answer).and_then(|encoded| self.held(number, encoded, role, set));
-            wrong.keep(done.map_err(|e| match role {
-                Role::Chosen => e.at(Place::Key("chosen".into())),
-                Role::Rejected => e.at(Place::Key("rejected".into())),
-                _ => e,
-            }));
+            wrong.keep(done.map_err(|e| e.at(Place::Key(key.into())).at(line.clone())));
         }
         if let [chosen, rejected] = &set.examples[at..]
             && chosen == rejected
         {
             let cut = if set.origins[at].lost > 0 { " in the tokens that fit the context" } else { "" };
-            wrong.push(Error::new(Kind::Data, format!("chosen and rejected are the same tokens{cut}")));
+            let text = format!("chosen and rejected are the same tokens{cut}");
+            wrong.push(Error::new(Kind::Data, text).at(line));
         }
-        wrong.refuse("a row that cannot be judged")
     }
 
     fn answer(&self, content: &Content) -> Result<Encoded> {
