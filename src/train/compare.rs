@@ -8,7 +8,8 @@
 //! ```
 //! A pair is never divided between passes, so nothing is computed forward twice for its verdict; the price is that a
 //! pass has room for the longest pair, not only the longest sequence, and that the head's product is taken twice where a
-//! pass has more rows than the head takes at a time.
+//! pass has more rows than the head takes at a time. CPU time of a step against supervised rows of the same tokens (fable-15m,
+//! 16 sequences): SimPO 1.0, ORPO 1.05, DPO 1.25 while references are found and 0.95 after, KTO 1.85 and then 1.45.
 
 use super::head::{Pass, Sum};
 use super::objective::{Goal, Seen, Verdict};
