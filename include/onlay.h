@@ -310,7 +310,8 @@ enum {
 typedef struct onlay_train_options {
     size_t struct_size;
     onlay_text data;              /* the data file: JSON lines, JSON, or a .txt document; needed */
-    onlay_text data_format;       /* text, completion, messages, conversations, instruction, tokens; default: seen */
+    onlay_text data_format;       /* text, completion, messages, conversations, instruction, tokens, preference,
+                                     feedback; default: seen */
     onlay_text eval_data;         /* evaluated before the first step and after the last; default none */
     onlay_text output;            /* the adapter to write, GGUF; checkpoints lie beside it; needed */
     onlay_text init_adapter;      /* an adapter to go on learning, in place of rank, alpha and targets; default none */
@@ -340,6 +341,12 @@ typedef struct onlay_train_options {
     uint32_t pack;                /* 1 (default): short rows are computed together, each for itself */
     uint32_t truncate;            /* 1: rows longer than the context lose their end; 0 (default): they are refused */
     uint32_t overwrite;           /* 1: the output may replace a file; 0 (default): refused before the first step */
+    onlay_text objective;         /* sft, dpo, ipo, orpo, simpo, kto; default: what the rows are for */
+    double beta;                  /* numbers of the objective; NaN (default): its own. One that it does not take is */
+    double label_smoothing;       /* refused */
+    double simpo_gamma;
+    double desirable_weight;
+    double undesirable_weight;
 } onlay_train_options;
 
 onlay_status onlay_train_options_init(onlay_train_options *options, size_t struct_size, onlay_error **error);
@@ -370,6 +377,9 @@ typedef struct onlay_progress {
     uint64_t peak_bytes;      /* most memory the process has used; 0 where the system does not tell */
     uint32_t phase;           /* ONLAY_TRAIN_... */
     uint32_t reserved;
+    double margin;            /* of judged rows in the last step: mean reward of the better less that of the worse */
+    double accuracy;          /* share of them on the right side */
+    double eval_accuracy;     /* the same in the last evaluation */
 } onlay_progress;
 
 /* Nonzero cancels. */

@@ -9,7 +9,8 @@ use onlay::engine::{Choice, Engine, EngineOptions, Sampler};
 use onlay::model::{Request, Wanted};
 use onlay::ops::Delta;
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer};
+use onlay::train::objective::Goal;
+use onlay::train::{Example, Keep, Origin, Recipe, Role, Set, Signal, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -119,6 +120,30 @@ fn steps_allocate_nothing() {
                 }
             });
             assert_eq!(count, 0, "{file}: training, {keep:?}");
+
+            // judged rows: pairs, and rows whose completions change their prompts
+            for signal in [Signal::Pairs, Signal::Labels] {
+                let roles = match signal {
+                    Signal::Pairs => [Role::Chosen, Role::Rejected],
+                    _ => [Role::Desirable, Role::Undesirable],
+                };
+                let mut set = Set::default();
+                for row in 0..16 {
+                    let mut example = example(20 + row as u32);
+                    example.trained[..10].fill(false);
+                    set.examples.push(example);
+                    set.origins.push(Origin { row, role: roles[row % 2], lost: 0 });
+                }
+                trainer.set_goal(Goal::choose(None, signal, &[]).unwrap(), 4).unwrap();
+                let mut references = vec![f64::NAN; set.examples.len()];
+                let mut step = |units: &[u32]| {
+                    trainer.compare(&set, units, &mut references, Some((&recipe, 100))).unwrap();
+                };
+                step(&[0, 1, 2, 3]);
+                let count =
+                    allocations(|| [[0, 1, 2, 3], [4, 5, 6, 7], [7, 0, 6, 1]].iter().for_each(|u| step(u)));
+                assert_eq!(count, 0, "{file}: {signal:?}, {keep:?}");
+            }
         }
     }
 }

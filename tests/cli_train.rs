@@ -306,3 +306,50 @@ fn what_run_refuses() {
     refused(&["run", &model, "-f", "no-such.txt"], 1, &["no-such.txt"]);
     refused(&["run", &model, "-p", &"word ".repeat(5000), "--ctx", "64"], 1, &["--ctx"]);
 }
+
+#[test]
+fn the_objective_follows_from_the_rows_and_is_said() {
+    let (folder, model) = (Folder::new("judged"), model());
+    let data = folder.file("pairs.jsonl");
+    let pair = |i: usize| {
+        let words = ["river", "lamp", "clock", "barn", "sea"][i % 5];
+        serde_json::json!({"prompt": format!("the {words} "), "chosen": "is old", "rejected": format!("no {i}")})
+    };
+    let rows: String = (0..10).map(|i| format!("{}\n", pair(i))).collect();
+    std::fs::write(&data, &rows).unwrap();
+    let (out, log) = (folder.file("my.gguf"), folder.file("log.jsonl"));
+    let done = onlay(&train(&model, &data, &out, &["--log", &log, "--eval-split", "0.2", "--beta", "0.2"]));
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    assert!(
+        said.contains("objective: dpo, beta 0.2, label-smoothing 0; the reference is the base"),
+        "{said}"
+    );
+    assert!(said.contains("8 rows") && said.contains("in pairs"), "{said}");
+    let summary: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(summary["objective"], "dpo");
+    assert!(summary["eval_accuracy_after"].is_number(), "{summary}");
+    let log = std::fs::read_to_string(&log).unwrap();
+    let lines: Vec<Value> = log.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let steps: Vec<_> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 6);
+    assert!(steps.iter().all(|s| s["rewards/chosen"].is_number() && s["rewards/accuracies"].is_number()));
+    assert!(lines.iter().any(|l| l["eval_rewards/accuracies"].is_number()), "{log}");
+
+    let again = folder.file("again.gguf");
+    let plan: Value = serde_json::from_str(&fine(&train(
+        &model,
+        &data,
+        &again,
+        &["--objective", "simpo", "--gamma", "1", "--plan"],
+    )))
+    .unwrap();
+    assert_eq!(plan["objective"], "simpo");
+    let refuse =
+        |more: &[&str], code, parts: &[&str]| refused(&train(&model, &data, &again, more), code, parts);
+    refuse(&["--objective", "ppo"], 2, &["sft, dpo, ipo, orpo, simpo, kto"]);
+    refuse(&["--objective", "kto"], 1, &["rows for kto", "feedback rows"]);
+    refuse(&["--objective", "ipo", "--gamma", "1", "--beta", "0"], 1, &["no number of ipo", "above 0"]);
+    std::fs::write(&data, rows.replace("no 3", "is old")).unwrap();
+    refuse(&[], 1, &["line 4", "chosen and rejected are the same"]);
+}

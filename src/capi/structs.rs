@@ -91,6 +91,12 @@ plain! {
         pack: u32 = 1,
         truncate: u32 = 0,
         overwrite: u32 = 0,
+        objective: Text = Text::EMPTY,
+        beta: f64 = f64::NAN,
+        label_smoothing: f64 = f64::NAN,
+        simpo_gamma: f64 = f64::NAN,
+        desirable_weight: f64 = f64::NAN,
+        undesirable_weight: f64 = f64::NAN,
     }
 }
 
@@ -110,6 +116,9 @@ plain! {
         peak_bytes: u64 = 0,
         phase: u32 = 0,
         reserved: u32 = 0,
+        margin: f64 = f64::NAN,
+        accuracy: f64 = f64::NAN,
+        eval_accuracy: f64 = f64::NAN,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::rng::Rng;
 use crate::tensor::Team;
 use crate::train::{
     CONTEXT, Data, Encoder, Event, Files, Flow, Format, Length, Long, Outcome, Recipe, Rows, Run, RunOptions,
-    RunPlan, Set, Shape, Start, Summary, split,
+    RunPlan, Set, Shape, Start, Summary, objective, split,
 };
 use onlay_kernels::Level;
 use std::ffi::{c_int, c_void};
@@ -67,11 +67,15 @@ impl Watch {
                 (last.loss, last.lr, last.grad_norm) = (s.report.loss, s.report.rate, s.report.grad_norm);
                 (last.tokens_per_second, last.seconds_left) = (s.tokens_per_second, s.seconds_left);
                 last.peak_bytes = s.peak_memory.unwrap_or(0);
+                if let Some(r) = s.rewards {
+                    (last.margin, last.accuracy) = (r.margins().unwrap_or(f64::NAN), r.accuracies);
+                }
                 self.tell(STEP)
             }
             Event::Evaluating { .. } => self.tell(EVALUATING),
             Event::Evaluated(e) => {
                 last.eval_loss = e.loss;
+                last.eval_accuracy = e.accuracy.unwrap_or(f64::NAN);
                 self.tell(EVALUATED)
             }
             Event::Checkpointed { .. } => self.tell(CHECKPOINTED),
@@ -94,7 +98,19 @@ fn run_options(o: &TrainOptions, model: &Model) -> Done<RunOptions> {
             )));
         }
     };
+    let numbers = [
+        ("beta", o.beta),
+        ("label-smoothing", o.label_smoothing),
+        ("simpo-gamma", o.simpo_gamma),
+        ("desirable-weight", o.desirable_weight),
+        ("undesirable-weight", o.undesirable_weight),
+    ];
     Ok(RunOptions {
+        objective: match utf8(o.objective.bytes("objective")?, "objective")? {
+            "" => None,
+            name => Some(objective::named(name)?),
+        },
+        numbers: numbers.into_iter().filter(|(_, v)| !v.is_nan()).collect(),
         length: if o.max_steps > 0 { Length::Steps(o.max_steps) } else { Length::Epochs(o.epochs) },
         batch_size: count(o.batch_size, 1, 1 << 20, "batch_size")?,
         grad_accumulation: count(o.grad_accumulation, 1, 1 << 20, "grad_accumulation")?,

@@ -154,8 +154,10 @@ pub struct Evaluation {
     pub step: u64,
     /// Mean loss.
     pub loss: f64,
-    /// Tokens it is the mean of.
+    /// Tokens it is the mean of; of judged rows, which it is the mean of instead, the tokens judged.
     pub tokens: u64,
+    /// Of judged rows: the share on the right side.
+    pub accuracy: Option<f64>,
 }
 
 /// How far a run is.
@@ -234,6 +236,7 @@ fn build<'a>(terms: &Terms, progress: &Progress, arrays: Arrays<'a>, hash: &str)
     file.set("onlay.progress.evaluated.steps", of(|e| e.step));
     file.set("onlay.progress.evaluated.losses", of(|e| e.loss.to_bits()));
     file.set("onlay.progress.evaluated.tokens", of(|e| e.tokens));
+    file.set("onlay.progress.evaluated.accuracies", of(|e| e.accuracy.unwrap_or(f64::NAN).to_bits()));
     for (end, slots) in arrays.sets {
         for (i, name) in arrays.names.iter().enumerate() {
             let len = slots.read(i).len();
@@ -354,12 +357,17 @@ fn progress(metadata: Metadata<'_>) -> Result<Progress> {
         }
     };
     let (steps, losses, tokens) = (counts("steps")?, counts("losses")?, counts("tokens")?);
-    if losses.len() != steps.len() || tokens.len() != steps.len() {
+    let accuracies = counts("accuracies")?;
+    if [&losses, &tokens, &accuracies].iter().any(|a| a.len() != steps.len()) {
         return Err(metadata.error("onlay.progress.evaluated.steps", "arrays of different lengths"));
     }
-    let all = steps.iter().zip(losses).zip(tokens);
-    let evaluations =
-        all.map(|((step, loss), tokens)| Evaluation { step: *step, loss: f64::from_bits(loss), tokens });
+    let all = steps.iter().zip(losses).zip(tokens).zip(accuracies);
+    let evaluations = all.map(|(((step, loss), tokens), accuracy)| Evaluation {
+        step: *step,
+        loss: f64::from_bits(loss),
+        tokens,
+        accuracy: Some(f64::from_bits(accuracy)).filter(|a| !a.is_nan()),
+    });
     let loss = |name: &str| match metadata.get(&format!("onlay.progress.{name}")) {
         Some(Value::F64(loss)) => Some(loss),
         _ => None,

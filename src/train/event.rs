@@ -1,7 +1,8 @@
 //! What a run tells while it goes, and at its end.
 
 use super::checkpoint::{Evaluation, Terms};
-use super::{Facts, StepReport};
+use super::objective::Goal;
+use super::{Facts, Rewards, StepReport};
 use crate::adapter::Manifest;
 use crate::error::Error;
 use crate::model::{Memory, Model};
@@ -68,6 +69,8 @@ pub struct Started<'a> {
     pub resumed: Option<&'a Path>,
     /// Checkpoints that could not be used.
     pub damaged: &'a [Error],
+    /// What it strives for.
+    pub goal: &'a Goal,
     /// The terms of the run.
     pub terms: &'a Terms,
 }
@@ -83,6 +86,8 @@ pub struct Stepped {
     pub epoch: u64,
     /// Loss, tokens, rate, norm.
     pub report: StepReport,
+    /// What judged rows were worth, before the update.
+    pub rewards: Option<Rewards>,
     /// Rows computed per second, over all steps since the start.
     pub tokens_per_second: f64,
     /// Seconds until the last step, at that speed.
@@ -93,18 +98,31 @@ pub struct Stepped {
 
 impl Event<'_> {
     /// The line of a log, if the event belongs in one:
-    /// `{"step","loss","tokens","lr","grad_norm"}`, or `{"step","eval_loss","eval_tokens"}`.
+    /// `{"step","loss","tokens","lr","grad_norm"}`, or `{"step","eval_loss","eval_tokens"}`; of judged rows also TRL's
+    /// `"rewards/chosen"` and its kin ([`Rewards::iter`]), and `"eval_rewards/accuracies"`.
     pub fn log_line(&self) -> Option<Value> {
         match self {
-            Event::Step(Stepped { step, report: r, .. }) => Some(json!({
-                "step": step, "loss": r.loss, "tokens": r.tokens, "lr": r.rate, "grad_norm": r.grad_norm,
-            })),
-            Event::Evaluated(e) => {
-                Some(json!({"step": e.step, "eval_loss": e.loss, "eval_tokens": e.tokens}))
+            Event::Step(Stepped { step, report: r, rewards, .. }) => {
+                let mut line = json!({
+                    "step": step, "loss": r.loss, "tokens": r.tokens, "lr": r.rate, "grad_norm": r.grad_norm,
+                });
+                for (name, value) in rewards.iter().flat_map(Rewards::iter) {
+                    line[name] = json!(value);
+                }
+                Some(line)
             }
+            Event::Evaluated(e) => Some(evaluation(e)),
             _ => None,
         }
     }
+}
+
+fn evaluation(e: &Evaluation) -> Value {
+    let mut line = json!({"step": e.step, "eval_loss": e.loss, "eval_tokens": e.tokens});
+    if let Some(accuracy) = e.accuracy {
+        line["eval_rewards/accuracies"] = json!(accuracy);
+    }
+    line
 }
 
 /// What a run has done.
@@ -142,6 +160,11 @@ impl Summary {
         Some((self.evaluations.first()?.loss, self.evaluations.last()?.loss))
     }
 
+    /// Share of judged evaluation rows on the right side, before any step and after the last.
+    pub fn accuracies(&self) -> Option<(f64, f64)> {
+        self.evaluations.first()?.accuracy.zip(self.evaluations.last()?.accuracy)
+    }
+
     /// The manifest of the layer: the same for the same run, however often it was interrupted.
     pub fn manifest(&self, model: &Model) -> Manifest {
         // What the manifest says in lines of its own, or the layer itself.
@@ -151,8 +174,6 @@ impl Summary {
         };
         let terms = self.terms.iter().filter(|(name, _)| !apart(name));
         let recipe: Map<String, Value> = terms.map(|(name, value)| (name.to_owned(), value.into())).collect();
-        let evaluation =
-            |e: &Evaluation| json!({"step": e.step, "eval_loss": e.loss, "eval_tokens": e.tokens});
         Manifest {
             data: Some(self.data),
             recipe: Some(Value::Object(recipe)),

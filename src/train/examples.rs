@@ -57,11 +57,73 @@ pub struct Encoder<'a> {
     pub parse_special: bool,
 }
 
+/// What is said about an example.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Nothing: it is shown.
+    #[default]
+    Shown,
+    /// The better one of its pair.
+    Chosen,
+    /// The worse one; it follows the chosen one.
+    Rejected,
+    /// Labelled true.
+    Desirable,
+    /// Labelled false.
+    Undesirable,
+}
+
+impl Role {
+    /// Whether it is to become more likely.
+    pub fn is_good(self) -> bool {
+        matches!(self, Role::Shown | Role::Chosen | Role::Desirable)
+    }
+
+    /// The kind of rows that it is found in.
+    pub fn signal(self) -> Signal {
+        match self {
+            Role::Shown => Signal::Shown,
+            Role::Chosen | Role::Rejected => Signal::Pairs,
+            Role::Desirable | Role::Undesirable => Signal::Labels,
+        }
+    }
+}
+
+/// What rows say about their sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signal {
+    /// Nothing.
+    #[default]
+    Shown,
+    /// Which of two is better: two sequences a row, the chosen one first.
+    Pairs,
+    /// Whether they are wanted.
+    Labels,
+}
+
+impl Signal {
+    /// Sequences of a unit, which is what a window counts.
+    pub fn arity(self) -> usize {
+        if self == Signal::Pairs { 2 } else { 1 }
+    }
+
+    /// The rows, by name.
+    pub fn rows(self) -> &'static str {
+        match self {
+            Signal::Shown => "supervised rows",
+            Signal::Pairs => "preference rows (prompt + chosen + rejected)",
+            Signal::Labels => "feedback rows (prompt + completion + label)",
+        }
+    }
+}
+
 /// Where an example comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
     /// The row, from 0.
     pub row: usize,
+    /// What is said about it.
+    pub role: Role,
     /// Tokens that were cut off its end.
     pub lost: usize,
 }
@@ -94,12 +156,14 @@ pub struct Facts {
     pub lost: usize,
     /// Sequences equal to an earlier one.
     pub duplicates: usize,
+    /// What the rows say.
+    pub signal: Signal,
 }
 
 impl Set {
     /// Counts.
     pub fn facts(&self) -> Facts {
-        let mut facts = Facts { examples: self.examples.len(), ..Facts::default() };
+        let mut facts = Facts { examples: self.examples.len(), signal: self.signal(), ..Facts::default() };
         let mut seen = HashSet::with_capacity(self.examples.len());
         let mut rows = HashSet::new();
         for (example, origin) in self.examples.iter().zip(&self.origins) {
@@ -115,25 +179,47 @@ impl Set {
         facts
     }
 
+    /// What its rows say; they are all of one kind.
+    pub fn signal(&self) -> Signal {
+        self.origins.first().map_or(Signal::Shown, |o| o.role.signal())
+    }
+
+    /// Pairs, or sequences where there are none.
+    pub fn units(&self) -> usize {
+        self.examples.len() / self.signal().arity()
+    }
+
+    /// The sequences of a unit.
+    pub fn unit(&self, unit: usize) -> &[Example] {
+        let arity = self.signal().arity();
+        &self.examples[unit * arity..(unit + 1) * arity]
+    }
+
     /// How many of its sequences are also in `other`, token for token.
     pub fn overlap(&self, other: &Set) -> usize {
         let there: HashSet<&[u32]> = other.examples.iter().map(|e| &e.tokens[..]).collect();
         self.examples.iter().filter(|e| there.contains(&e.tokens[..])).count()
     }
 
-    /// SHA-256 over all tokens and what is learned of them: equal only for the same examples in the same order.
+    /// SHA-256 over all tokens, what is learned of them and what is said of it: equal only for the same examples in the
+    /// same order.
     ///
     /// ```text
     /// "onlay data 1"  u64 examples  × { u64 n, u32 token[n], u8 trained[n] }
+    /// "onlay data 2"  u64 examples  × { u64 n, u32 token[n], u8 trained[n], u8 good }        of judged rows
     /// ```
     pub fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        hash.update(b"onlay data 1");
+        let judged = self.signal() != Signal::Shown;
+        hash.update(if judged { b"onlay data 2" } else { b"onlay data 1" });
         hash.update((self.examples.len() as u64).to_le_bytes());
-        for e in &self.examples {
+        for (e, origin) in self.examples.iter().zip(&self.origins) {
             hash.update((e.tokens.len() as u64).to_le_bytes());
             e.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
             e.trained.iter().for_each(|t| hash.update([u8::from(*t)]));
+            if judged {
+                hash.update([u8::from(origin.role.is_good())]);
+            }
         }
         hash.finalize().into()
     }
@@ -146,7 +232,7 @@ impl Set {
 }
 
 /// A row's tokens before they are held to the context.
-struct Encoded {
+pub(super) struct Encoded {
     tokens: Vec<u32>,
     trained: Vec<bool>,
 }
@@ -192,9 +278,14 @@ impl<'a> Encoder<'a> {
             if i % 64 == 0 && progress(i, rows.rows.len()) == Flow::Stop {
                 return Err(Error::new(Kind::Cancelled, "stopped while rows were encoded"));
             }
+            if matches!(row.content, Content::Preference { .. } | Content::Feedback { .. }) {
+                self.judged(i, row, &mut set, &mut wrong);
+                continue;
+            }
             let done = self.row(i, row, &mut set);
             wrong.keep(done.map_err(|e| e.at(Place::Line(row.line))));
         }
+        super::judged::one_sided(rows, &mut wrong);
         wrong.refuse("rows that cannot be learned from").map_err(|e| e.in_file(&rows.path))?;
         Ok(set)
     }
@@ -216,8 +307,14 @@ impl<'a> Encoder<'a> {
                 }
                 Encoded { tokens: tokens.clone(), trained: trained.clone() }
             }
+            Content::Preference { .. } | Content::Feedback { .. } => unreachable!("judged"),
         };
-        let Encoded { mut tokens, mut trained } = done;
+        self.held(number, done, Role::Shown, set)
+    }
+
+    /// Holds a sequence to the context.
+    pub(super) fn held(&self, number: usize, encoded: Encoded, role: Role, set: &mut Set) -> Result<()> {
+        let Encoded { mut tokens, mut trained } = encoded;
         let most = self.context.saturating_add(1);
         let lost = tokens.len().saturating_sub(most);
         if lost > 0 && self.long == Long::Refuse {
@@ -231,7 +328,7 @@ impl<'a> Encoder<'a> {
                 if lost > 0 { format!(" in the {most} tokens that fit the context") } else { String::new() };
             return Err(Error::new(Kind::Data, format!("nothing of the row is learned{cut}")));
         }
-        set.push(tokens, trained, Origin { row: number, lost });
+        set.push(tokens, trained, Origin { row: number, lost, role });
         Ok(())
     }
 
@@ -267,7 +364,7 @@ impl<'a> Encoder<'a> {
         for start in (0..tokens.len() - 1).step_by(context) {
             let piece = tokens[start..tokens.len().min(start + context + 1)].to_vec();
             let trained = vec![true; piece.len()];
-            set.push(piece, trained, Origin { row: number, lost: 0 });
+            set.push(piece, trained, Origin { row: number, ..Origin::default() });
         }
         Ok(())
     }
@@ -277,7 +374,7 @@ impl<'a> Encoder<'a> {
     /// The tokens are those of the whole text where the prompt's own tokens are its beginning. Where the two would
     /// grow together at the seam, the completion is spelled alone if that leaves the text as it is (a tokenizer may
     /// begin every text with a space); otherwise the token across the seam is learned.
-    fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
+    pub(super) fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
         let tokenizer = self.tokenizer()?;
         let whole = [prompt, completion].concat();
         let own = tokenizer.encode(prompt.as_bytes(), self.options());
@@ -328,7 +425,7 @@ impl<'a> Encoder<'a> {
         self.completion(&prompt, output)
     }
 
-    fn talk(&self, talk: &Conversation) -> Result<Encoded> {
+    pub(super) fn talk(&self, talk: &Conversation) -> Result<Encoded> {
         let tokenizer = self.tokenizer()?;
         let chat = self.chat.ok_or_else(|| {
             let text = "the model has no chat template; conversations cannot be written in its words";

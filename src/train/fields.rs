@@ -18,7 +18,7 @@ impl Fields<'_> {
         self.wrong.push(error.at(Place::Line(self.line)));
     }
 
-    fn bad(&mut self, key: &str, text: impl Into<String>) {
+    pub fn bad(&mut self, key: &str, text: impl Into<String>) {
         self.bad_with(Error::new(Kind::Data, text).at(Place::Key(key.into())));
     }
 
@@ -31,11 +31,7 @@ impl Fields<'_> {
         };
         let whole: Vec<_> = fits.iter().filter(|s| !fits.iter().any(|other| inside(s, other))).collect();
         match whole[..] {
-            [Shape { format: Some(format), .. }] => return Some(*format),
-            [Shape { name, keys, .. }] => {
-                let text = format!("{name} rows ({}) are not supported yet", keys.join(" + "));
-                self.bad_with(Error::new(Kind::Unsupported, text));
-            }
+            [Shape { format, .. }] => return Some(*format),
             [] => {
                 let keys: Vec<String> = self.map.keys().take(8).map(|k| short(k)).collect();
                 let known: Vec<String> = SHAPES.iter().map(|s| s.keys.join(" + ")).collect();
@@ -77,6 +73,8 @@ impl Fields<'_> {
                 Content::Instruction { instruction: instruction?, input: input?, output: output? }
             }
             Format::Tokens => return self.tokens(),
+            Format::Preference => return self.preference(),
+            Format::Feedback => return self.feedback(),
         })
     }
 
@@ -103,7 +101,7 @@ impl Fields<'_> {
         Some(text)
     }
 
-    fn conversation(
+    pub fn conversation(
         &mut self,
         key: &str,
         messages: Option<Value>,

@@ -4,13 +4,18 @@
 //! rows        data files, in every usual form          examples    rows as tokens, with what is learned of each
 //! order       shuffling, windows, passes, splits       schedule    learning rates, the numbers of AdamW
 //! trainer     one optimiser step                       plan        what a run will take
+//! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
 //! ```
 
 mod checkpoint;
+mod compare;
 mod event;
 mod examples;
 mod fields;
+mod head;
+mod judged;
+pub mod objective;
 mod order;
 mod peak;
 mod plan;
@@ -20,8 +25,9 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
+pub use compare::Rewards;
 pub use event::{Event, Flow, Outcome, Started, Stepped, Summary};
-pub use examples::{DAY, Encoder, Facts, Long, Origin, Set};
+pub use examples::{DAY, Encoder, Facts, Long, Origin, Role, Set, Signal};
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
 pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};

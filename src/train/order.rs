@@ -12,7 +12,7 @@
 //!
 //! Where a run stands is a [`Cursor`]; it follows from the number of steps, and no generator has to be saved.
 
-use super::Set;
+use super::{Set, Signal};
 use crate::error::{Error, Findings, Kind, Result};
 use crate::rng::{Rng, hash};
 
@@ -213,7 +213,7 @@ pub fn split(set: Set, share: f64, seed: u64) -> Result<(Set, Set)> {
     }
     let mut rows: Vec<usize> = set.origins.iter().map(|o| o.row).collect();
     rows.dedup();
-    let by_row = rows.len() > 1;
+    let by_row = rows.len() > 1 || set.signal() != Signal::Shown; // a pair is never divided
     let n = if by_row { rows.len() } else { set.examples.len() };
     if n < 2 {
         return Err(Error::new(Kind::Data, "one row cannot be divided into training and evaluation"));
@@ -303,7 +303,7 @@ mod tests {
         let example = |i: usize| Example { tokens: vec![i as u32; 3], trained: vec![false, true, true] };
         Set {
             examples: (0..rows.len()).map(example).collect(),
-            origins: rows.iter().map(|row| Origin { row: *row, lost: 0 }).collect(),
+            origins: rows.iter().map(|row| Origin { row: *row, ..Origin::default() }).collect(),
         }
     }
 

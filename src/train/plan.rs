@@ -1,7 +1,9 @@
 //! What a run is asked to do, and what it will take: known, and checked, before anything is allocated.
 
 use super::checkpoint::Terms;
-use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, TrainOptions, Trainer};
+use super::compare::Comparing;
+use super::objective::{Goal, OBJECTIVES, Objective};
+use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, TrainOptions, Trainer};
 use crate::adapter::Lora;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
@@ -47,6 +49,10 @@ pub struct RunOptions {
     pub batch_size: usize,
     /// See `batch_size`.
     pub grad_accumulation: usize,
+    /// What it strives for; `None` for what the rows are for ([`Goal::choose`]).
+    pub objective: Option<&'static Objective>,
+    /// Numbers of the objective that are not its defaults.
+    pub numbers: Vec<(&'static str, f64)>,
     /// How fast to learn.
     pub recipe: Recipe,
     /// Share of the layer's inputs that is dropped while learning.
@@ -87,6 +93,8 @@ impl RunOptions {
             length: Length::Epochs(3.0),
             batch_size: 8,
             grad_accumulation: 1,
+            objective: None,
+            numbers: Vec::new(),
             recipe: Recipe::default(),
             dropout: 0.0,
             seed: 0,
@@ -115,6 +123,29 @@ pub struct Data {
     pub eval: Set,
 }
 
+impl Data {
+    /// Rows of the longest sequence and of the longest unit: what a pass must have room for. `most` bounds sequences that
+    /// are made of two rows.
+    pub fn longest(&self, objective: &Objective, most: usize) -> (usize, usize) {
+        let (mut sequence, mut unit) = (1, 1);
+        for set in [&self.train, &self.eval] {
+            let rows = |i: usize| set.unit(i).iter().map(Example::rows);
+            for i in 0..set.units() {
+                sequence = sequence.max(rows(i).max().unwrap_or(0));
+                unit = unit.max(rows(i).sum());
+            }
+            if objective.mismatched {
+                let prompt = |e: &Example| e.trained.iter().position(|t| *t).unwrap_or(e.tokens.len());
+                let longest = |f: &dyn Fn(&Example) -> usize| set.examples.iter().map(f).max().unwrap_or(0);
+                let both = longest(&prompt) + longest(&|e| e.tokens.len() - prompt(e));
+                sequence = sequence.max((both.max(1) - 1).min(most));
+                unit = unit.max(sequence);
+            }
+        }
+        (sequence, unit)
+    }
+}
+
 /// What a run will take, known before anything is allocated.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
@@ -122,6 +153,8 @@ pub struct RunPlan {
     pub steps: u64,
     /// Steps of an epoch.
     pub steps_per_epoch: u64,
+    /// What it strives for.
+    pub goal: Goal,
     /// What the trainer is planned for.
     pub options: TrainOptions,
     /// Memory besides the mapped file and the rows.
@@ -145,7 +178,7 @@ impl RunPlan {
         }
         wrong.keep(layer.check(model.program()));
         let order = wrong.keep(Order::new(
-            data.train.examples.len(),
+            data.train.units(),
             options.batch_size,
             options.grad_accumulation,
             options.seed,
@@ -172,35 +205,67 @@ impl RunPlan {
             }
             wrong.keep(model.check_tokens(&e.tokens));
         }
-        let longest = data.train.examples.iter().chain(&data.eval.examples).map(Example::rows).max();
-        let longest = longest.unwrap_or(1).max(1);
         let window = order.as_ref().map_or(1, Order::rows_of_window);
+        let signal = data.train.signal();
+        let goal = wrong.keep(Goal::choose(options.objective, signal, &options.numbers));
+        judged(data, goal.as_ref(), window, &mut wrong);
+        let objective = goal.as_ref().map_or(&OBJECTIVES[0], |g| g.objective);
+        let (longest, unit) = data.longest(objective, model.program().context);
         let rows = match options.rows_of_a_pass {
-            None => ROWS_OF_A_PASS.min(longest.saturating_mul(window)).max(longest),
-            Some(rows) if rows < longest => {
-                let least = format!("at least {longest}, the longest sequence");
+            None => ROWS_OF_A_PASS.min(unit.saturating_mul(window)).max(unit),
+            Some(rows) if rows < unit => {
+                let what = if signal == Signal::Pairs { "pair" } else { "sequence" };
+                let least = format!("at least {unit}, the longest {what}");
                 wrong.push(Error::expected(Kind::Argument, "rows of a pass", least, rows));
-                longest
+                unit
             }
             Some(rows) => rows,
         };
         wrong.refuse("the run cannot start")?;
+        let goal = goal.expect("nothing is wrong");
         let dropout = options.dropout > 0.0;
         let options = TrainOptions {
             level: options.level,
             threads: options.threads,
             rows,
             context: longest,
-            sequences: window.max(8).min(rows).min(MOST_SEQUENCES),
+            sequences: window.saturating_mul(signal.arity()).max(8).min(rows).min(MOST_SEQUENCES),
             kv: options.kv,
             keep: options.keep,
         };
+        let mut memory = Trainer::plan(model, layer, dropout, &options);
+        if signal != Signal::Shown {
+            let examples = data.train.examples.len() + data.eval.examples.len();
+            let remembered = if goal.objective.reference { 8 * examples as u64 } else { 0 };
+            let bytes = Comparing::bytes(&goal, window, options.sequences, options.context) + remembered;
+            memory.parts.push(("judged rows", bytes));
+        }
         Ok(RunPlan {
             steps: steps as u64,
             steps_per_epoch: order.map_or(1, |o| o.windows()),
-            memory: Trainer::plan(model, layer, dropout, &options),
+            goal,
+            memory,
             options,
         })
+    }
+}
+
+/// What is wrong with judged rows as a whole.
+fn judged(data: &Data, goal: Option<&Goal>, window: usize, wrong: &mut Findings) {
+    let (here, there) = (data.train.signal(), data.eval.signal());
+    if !data.eval.examples.is_empty() && here != there {
+        wrong.push(Error::expected(Kind::Data, "evaluation rows", here.rows(), there.rows()));
+    }
+    if here == Signal::Labels && !data.train.examples.is_empty() {
+        let good = data.train.origins.iter().filter(|o| o.role.is_good()).count();
+        if good == 0 || good == data.train.origins.len() {
+            let text = "all labels of the rows to learn from are the same; expected rows of both kinds";
+            wrong.push(Error::new(Kind::Data, text));
+        }
+    }
+    if goal.is_some_and(|g| g.objective.mismatched) && window < 2 {
+        let why = "at least 2: completions change their prompts";
+        wrong.push(Error::expected(Kind::Argument, "batch-size · grad-accumulation", why, window));
     }
 }
 
@@ -212,6 +277,10 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("base", model.weights().identity());
     terms.set("data", Identity::hex(&data.train.hash()));
     terms.set("eval-data", Identity::hex(&data.eval.hash()));
+    terms.set("objective", plan.goal.objective.name);
+    for (name, value) in plan.goal.numbers() {
+        terms.set(name, value);
+    }
     terms.set("method", "lora");
     terms.set("initial-layer", Identity::hex(&numbers(layer)));
     for (part, site) in layer.parts().iter().zip(&model.program().sites) {

@@ -7,6 +7,8 @@
 //! conversations   {"conversations": [{"from", "value"}, …], "system"?}   ShareGPT
 //! instruction     {"instruction", "input"?, "output"}                    Alpaca
 //! tokens          {"input_ids": […], "labels"?}                          −100 is not trained
+//! preference      {"prompt"?, "chosen", "rejected"}                      texts or messages, see `judged`
+//! feedback        {"prompt", "completion", "label"}
 //! ```
 //! A file is JSON lines or one JSON array. Which of the formats it has is seen from the keys of its rows, all of which
 //! must agree. Nothing is skipped: every row that cannot be used is reported with its line, and keys that no format
@@ -40,31 +42,34 @@ pub enum Format {
     Instruction,
     /// Tokens.
     Tokens,
+    /// Two answers, of which one is better.
+    Preference,
+    /// An answer and whether it is wanted.
+    Feedback,
 }
 
 /// What a format is known by.
 pub(super) struct Shape {
     pub name: &'static str,
     pub keys: &'static [&'static str],
-    /// `None`: known, but not supported yet.
-    pub format: Option<Format>,
+    pub format: Format,
 }
 
 pub(super) const SHAPES: &[Shape] = &[
-    Shape { name: "text", keys: &["text"], format: Some(Format::Text) },
-    Shape { name: "completion", keys: &["prompt", "completion"], format: Some(Format::Completion) },
-    Shape { name: "messages", keys: &["messages"], format: Some(Format::Messages) },
-    Shape { name: "conversations", keys: &["conversations"], format: Some(Format::Conversations) },
-    Shape { name: "instruction", keys: &["instruction", "output"], format: Some(Format::Instruction) },
-    Shape { name: "tokens", keys: &["input_ids"], format: Some(Format::Tokens) },
-    Shape { name: "preference", keys: &["chosen", "rejected"], format: None },
-    Shape { name: "feedback", keys: &["prompt", "completion", "label"], format: None },
+    Shape { name: "text", keys: &["text"], format: Format::Text },
+    Shape { name: "completion", keys: &["prompt", "completion"], format: Format::Completion },
+    Shape { name: "messages", keys: &["messages"], format: Format::Messages },
+    Shape { name: "conversations", keys: &["conversations"], format: Format::Conversations },
+    Shape { name: "instruction", keys: &["instruction", "output"], format: Format::Instruction },
+    Shape { name: "tokens", keys: &["input_ids"], format: Format::Tokens },
+    Shape { name: "preference", keys: &["chosen", "rejected"], format: Format::Preference },
+    Shape { name: "feedback", keys: &["prompt", "completion", "label"], format: Format::Feedback },
 ];
 
 impl Format {
     /// The name, as `--data-format` takes it.
     pub fn name(self) -> &'static str {
-        SHAPES.iter().find(|s| s.format == Some(self)).map_or("", |s| s.name)
+        SHAPES.iter().find(|s| s.format == self).map_or("", |s| s.name)
     }
 
     /// The format of that name.
@@ -72,8 +77,8 @@ impl Format {
     /// # Errors
     /// `Argument` listing the names.
     pub fn named(name: &str) -> Result<Format> {
-        SHAPES.iter().find(|s| s.name == name).and_then(|s| s.format).ok_or_else(|| {
-            let known: Vec<_> = SHAPES.iter().filter(|s| s.format.is_some()).map(|s| s.name).collect();
+        SHAPES.iter().find(|s| s.name == name).map(|s| s.format).ok_or_else(|| {
+            let known: Vec<_> = SHAPES.iter().map(|s| s.name).collect();
             Error::expected(Kind::Argument, "data format", known.join(", "), name)
         })
     }
@@ -109,6 +114,20 @@ pub enum Content {
         /// Which are learned.
         trained: Vec<bool>,
     },
+    /// Two answers to one prompt, each a [`Content::Completion`] or a [`Content::Chat`].
+    Preference {
+        /// The better one.
+        chosen: Box<Content>,
+        /// The worse one.
+        rejected: Box<Content>,
+    },
+    /// An answer, a [`Content::Completion`] or a [`Content::Chat`], and what is said about it.
+    Feedback {
+        /// The answer after its prompt.
+        answer: Box<Content>,
+        /// Whether it is wanted.
+        label: bool,
+    },
 }
 
 /// A row and where it was written.
@@ -137,7 +156,7 @@ impl Rows {
     /// Reads a file. `format` forces what is otherwise seen from the keys.
     ///
     /// # Errors
-    /// `Io`; `Data`, with everything that is wrong and its line; `Unsupported` for preference rows.
+    /// `Io`; `Data`, with everything that is wrong and its line.
     pub fn read(path: impl AsRef<Path>, format: Option<Format>) -> Result<Rows> {
         let path = path.as_ref();
         let found = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
@@ -351,10 +370,7 @@ mod tests {
     #[test]
     fn names_of_formats() {
         for shape in SHAPES {
-            match shape.format {
-                Some(format) => assert_eq!(Format::named(format.name()).unwrap(), format),
-                None => assert!(Format::named(shape.name).is_err()),
-            }
+            assert_eq!(Format::named(shape.format.name()).unwrap(), shape.format);
         }
     }
 }

@@ -15,7 +15,7 @@
 use super::checkpoint::{Arrays, Checkpoint, Evaluation, Progress, SLOTS, Store, Terms};
 use super::event::{Event, Flow, Outcome, Started, Stepped, Summary};
 use super::plan::{Data, RunOptions, RunPlan, Start, terms};
-use super::{Example, Order, StepReport, Trainer};
+use super::{Example, Order, Set, Signal, StepReport, Trainer};
 use crate::adapter::{Adapter, Lora, Manifest};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
@@ -35,6 +35,9 @@ pub struct Run {
     names: Vec<String>,
     progress: Progress,
     checkpoints: Option<Checkpoints>,
+    /// Log-probabilities without the layer of the sequences of both sets, as far as they were needed; empty without a
+    /// reference.
+    references: [Vec<f64>; 2],
     /// Rows computed by this process, and the seconds that took.
     speed: (u64, f64),
 }
@@ -76,12 +79,17 @@ impl Run {
         let plan = RunPlan::new(&model, &layer, &data, &options)?;
         let terms = terms(&model, &layer, &data, &options, &plan);
         let o = &options;
-        let rows = data.train.examples.len();
-        let order = Order::new(rows, o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
+        let order = Order::new(data.train.units(), o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
         layer.learn(plan.options.rows, o.dropout, o.seed)?;
         let names = model.program().sites.iter().map(|s| s.name.clone()).collect();
         let mut trainer = Trainer::new(model, Arc::new(layer), plan.options.clone())?;
         trainer.set_packing(o.pack);
+        let objective = plan.goal.objective;
+        if objective.signal != Signal::Shown {
+            trainer.set_goal(plan.goal.clone(), order.rows_of_window())?;
+        }
+        let unknown = |set: &Set| vec![f64::NAN; if objective.reference { set.examples.len() } else { 0 }];
+        let references = [unknown(&data.train), unknown(&data.eval)];
         let mut run = Run {
             trainer,
             data: Arc::new(data),
@@ -92,6 +100,7 @@ impl Run {
             names,
             progress: Progress::default(),
             checkpoints: None,
+            references,
             speed: (0, 0.0),
         };
         if let Some(store) = store {
@@ -258,14 +267,23 @@ impl Run {
                 return Ok(Outcome::Finished(summary));
             }
             let cursor = self.order.cursor(self.progress.steps);
-            window.clear();
-            window.extend(self.order.window(cursor).iter().map(|i| &data.train.examples[*i as usize]));
+            let units = self.order.window(cursor);
+            let rows = units.iter().flat_map(|u| data.train.unit(*u as usize)).map(|e| e.rows() as u64).sum();
             let begun = Instant::now();
-            let report = match self.trainer.step(&window, &self.options.recipe, self.plan.steps) {
-                Ok(report) => report,
+            let (recipe, of) = (&self.options.recipe, self.plan.steps);
+            let done = if self.plan.goal.objective.signal == Signal::Shown {
+                window.clear();
+                window.extend(units.iter().map(|i| &data.train.examples[*i as usize]));
+                self.trainer.step(&window, recipe, of).map(|report| (report, None))
+            } else {
+                let (trainer, references) = (&mut self.trainer, &mut self.references[0]);
+                let done = trainer.compare(&data.train, units, references, Some((recipe, of)));
+                done.map(|(report, rewards)| (report, Some(rewards)))
+            };
+            let (report, rewards) = match done {
+                Ok(done) => done,
                 Err(e) => return Err(self.failed(e, format!("step {}", self.progress.steps + 1), observer)),
             };
-            let rows = window.iter().map(|e| e.rows() as u64).sum();
             self.count(report, rows, begun.elapsed().as_secs_f64());
             let speed = self.speed.0 as f64 / self.speed.1.max(1e-9);
             let left = (self.plan.steps - self.progress.steps) as f64;
@@ -274,6 +292,7 @@ impl Run {
                 of: self.plan.steps,
                 epoch: cursor.epoch + 1,
                 report,
+                rewards,
                 tokens_per_second: speed,
                 seconds_left: left * rows_per_step / speed.max(1e-9),
                 peak_memory: super::peak_memory(),
@@ -301,6 +320,7 @@ impl Run {
             overlap: self.data.eval.overlap(&self.data.train),
             resumed: c.and_then(|c| Some(c.store.place(c.resumed?))),
             damaged: c.map_or(&[], |c| &c.damaged),
+            goal: &self.plan.goal,
             terms: &self.terms,
         }))
     }
@@ -329,10 +349,17 @@ impl Run {
         }
         let of = rows.len();
         let go_on = &mut |done| observer(&Event::Evaluating { done, of }) == Flow::Go;
-        match self.trainer.evaluate_while(rows, go_on) {
+        let done = if self.plan.goal.objective.signal == Signal::Shown {
+            self.trainer.evaluate_while(rows, go_on).map(|done| done.map(|(loss, n)| (loss, n, None)))
+        } else {
+            let (window, references) = (self.order.rows_of_window(), &mut self.references[1]);
+            let done = self.trainer.evaluate_compared(&self.data.eval, window, references, go_on);
+            done.map(|done| done.map(|(report, r)| (report.loss, report.tokens, Some(r.accuracies))))
+        };
+        match done {
             Ok(None) => Ok(Flow::Stop),
-            Ok(Some((loss, tokens))) => {
-                let evaluation = Evaluation { step, loss, tokens: tokens as u64 };
+            Ok(Some((loss, tokens, accuracy))) => {
+                let evaluation = Evaluation { step, loss, tokens: tokens as u64, accuracy };
                 self.progress.evaluations.push(evaluation);
                 self.checkpoints.iter_mut().for_each(|c| c.unsaved = true);
                 Ok(observer(&Event::Evaluated(evaluation)))

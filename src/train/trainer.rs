@@ -8,6 +8,8 @@
 //! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
 //! ```
 
+use super::compare::Comparing;
+use super::head::{HEAD_ROWS, Head, Pass, Target};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
 use crate::adapter::Lora;
@@ -17,18 +19,14 @@ use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, Needs, Site, Span, Step, Turns};
 use crate::rng::hash;
-use crate::tensor::{Chunks, Register, Slots, Team};
-use onlay_kernels::norm::{rms_norm, rms_norm_grad};
-use onlay_kernels::{Level, adam, math, softmax};
+use crate::tensor::{Register, Slots, Team};
+use onlay_kernels::{Level, adam, math};
 use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// The most sequences in one micro-batch.
 pub const MOST_SEQUENCES: usize = 256;
-
-/// Rows of the head computed at a time.
-const HEAD_ROWS: usize = 128;
 
 /// A sequence to learn from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,16 +99,18 @@ pub struct Trainer {
     layer: Arc<Lora>,
     moments: [Slots<Vec<f32>>; 2],
     steps: u64,
-    pack: bool,
+    pub(super) pack: bool,
     /// The first segment that has a backward pass.
     lowest: usize,
     /// Registers of that segment whose gradients are of use.
     wanted: Vec<bool>,
-    memory: Buffers,
+    pub(super) memory: Buffers,
+    /// What judged rows need; see [`Trainer::compare`].
+    pub(super) comparing: Option<Comparing>,
 }
 
 /// Memory between the backend's steps.
-struct Buffers {
+pub(super) struct Buffers {
     tokens: Vec<u32>,
     pieces: Vec<Range<usize>>,
     tiles: Vec<Vec<u32>>,
@@ -118,15 +118,15 @@ struct Buffers {
     streams: Vec<Vec<f32>>,
     /// The gradient of the stream.
     d_stream: Vec<f32>,
-    /// Rows of the batch whose next token is trained, and that token.
-    targets: Vec<(usize, u32)>,
+    /// Rows of the batch whose next token counts.
+    targets: Vec<Target>,
     /// The name of each row, by which dropout draws.
     names: Vec<u64>,
     head_x: Vec<f32>,
     head_dx: Vec<f32>,
     logits: Vec<f32>,
     losses: Slots<f64>,
-    passes: Passes,
+    pub(super) passes: Passes,
 }
 
 impl std::fmt::Debug for Trainer {
@@ -272,6 +272,7 @@ impl Trainer {
             lowest,
             wanted,
             memory,
+            comparing: None,
             model,
             layer,
             options,
@@ -336,7 +337,8 @@ impl Trainer {
                 return Ok(None);
             }
             let which = passes.get(i);
-            let sum = self.pass(examples, which, None);
+            let example = |k: usize| (u64::from(which[k]), examples[which[k] as usize].borrow());
+            let sum = self.pass(which.len(), &example, Pass::Loss);
             loss = loss.and_then(|loss| Ok(loss + sum?));
             if loss.is_err() {
                 break;
@@ -377,15 +379,29 @@ impl Trainer {
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
         }
-        for (i, _) in self.layer.parts().iter().enumerate().filter(|(_, p)| p.is_some()) {
-            self.layer.grads().get(i).fill(0.0);
-        }
+        self.clear_grads();
         let passes = self.cut(examples, self.pack)?;
         let scale = 1.0 / tokens as f32;
-        let sums = (0..passes.len()).map(|i| self.pass(examples, passes.get(i), Some(scale)));
+        let sums = (0..passes.len()).map(|i| {
+            let which = passes.get(i);
+            let example = |k: usize| (u64::from(which[k]), examples[which[k] as usize].borrow());
+            self.pass(which.len(), &example, Pass::Learn(scale))
+        });
         let loss = sums.sum::<Result<f64>>();
         self.memory.passes = passes;
         let loss = loss?;
+        let (grad_norm, rate) = self.update(recipe, of_steps)?;
+        Ok(StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate })
+    }
+
+    pub(super) fn clear_grads(&self) {
+        for (i, _) in self.layer.parts().iter().enumerate().filter(|(_, p)| p.is_some()) {
+            self.layer.grads().get(i).fill(0.0);
+        }
+    }
+
+    /// Moves the parameters by the gradients; says their norm and the rate.
+    pub(super) fn update(&mut self, recipe: &Recipe, of_steps: u64) -> Result<(f64, f64)> {
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
@@ -396,7 +412,7 @@ impl Trainer {
             adam::adamw(level, with, &mut p, &g, &mut moments[0].get(i), &mut moments[1].get(i));
         });
         self.steps = t;
-        Ok(StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate })
+        Ok((grad_norm, rate))
     }
 
     fn grad_norm(&self) -> Result<f64> {
@@ -414,20 +430,24 @@ impl Trainer {
         Ok(sum.sqrt())
     }
 
-    /// One pass over some of the examples: the sum of its losses; with `scale`, also the gradients of `scale ·` that
-    /// sum.
-    fn pass<E: Borrow<Example>>(&mut self, examples: &[E], which: &[u32], scale: Option<f32>) -> Result<f64> {
-        let example = |i: &u32| (u64::from(*i), examples[*i as usize].borrow());
-        for (_, e) in which.iter().map(example) {
+    /// One pass over `count` examples, which `example` gives with the numbers that dropout names them by: the sum of
+    /// its losses, and what `pass` is for.
+    pub(super) fn pass<'e>(
+        &mut self,
+        count: usize,
+        example: &dyn Fn(usize) -> (u64, &'e Example),
+        pass: Pass<'_>,
+    ) -> Result<f64> {
+        for (_, e) in (0..count).map(example) {
             self.model.check_tokens(&e.tokens)?;
         }
         let mut tiles = std::mem::take(&mut self.memory.tiles);
-        for (tiles, (_, e)) in tiles.iter_mut().zip(which.iter().map(example)) {
+        for (tiles, (_, e)) in tiles.iter_mut().zip((0..count).map(example)) {
             for _ in 0..Pool::tiles_for(e.rows()) {
                 tiles.push(self.backend.take_tile().expect("tiles for all rows and sequences were planned"));
             }
         }
-        let result = self.pass_over(which.iter().map(example), &tiles, scale);
+        let result = self.pass_over((0..count).map(example), &tiles, pass);
         self.layer.set_rows(std::iter::empty());
         for tiles in &mut tiles {
             self.backend.give_tiles(tiles);
@@ -441,13 +461,14 @@ impl Trainer {
         &mut self,
         examples: impl ExactSizeIterator<Item = (u64, &'e Example)>,
         tiles: &[Vec<u32>],
-        scale: Option<f32>,
+        pass: Pass<'_>,
     ) -> Result<f64> {
-        let (sequences, step) = (examples.len(), self.steps);
+        let (sequences, step, learns) = (examples.len(), self.steps, pass.learns());
         let Trainer { model, options, backend, turns, layer, lowest, wanted, memory, .. } = self;
         let program = model.program();
         let lowest = *lowest;
         let layer: &Lora = layer;
+        let worn = pass.layer().then_some(layer as &dyn Delta);
         let Buffers {
             tokens,
             pieces,
@@ -465,16 +486,19 @@ impl Trainer {
         targets.clear();
         names.clear();
         let mut spans = [Span::NONE; MOST_SEQUENCES];
-        for ((span, (number, e)), tiles) in spans.iter_mut().zip(examples).zip(tiles) {
+        for (sequence, ((span, (number, e)), tiles)) in spans.iter_mut().zip(examples).zip(tiles).enumerate()
+        {
             let first = tokens.len();
-            *span = Span { first, rows: e.rows(), position: 0, tiles, delta: Some(layer) };
+            *span = Span { first, rows: e.rows(), position: 0, tiles, delta: worn };
             tokens.extend_from_slice(&e.tokens[..e.rows()]);
-            if scale.is_some() {
+            if learns {
                 names.extend((0..e.rows() as u64).map(|position| hash(step, &[number, position])));
             }
+            let whole = pass.whole(sequence);
             for (i, trained) in e.trained.iter().enumerate().skip(1) {
-                if *trained {
-                    targets.push((first + i - 1, e.tokens[i]));
+                if *trained || whole {
+                    let (row, token, sequence) = ((first + i - 1) as u32, e.tokens[i], sequence as u16);
+                    targets.push(Target { row, token, sequence, trained: *trained });
                 }
             }
         }
@@ -513,57 +537,25 @@ impl Trainer {
             }
         }
 
-        // Head, over the rows that are trained.
-        let last = streams.last().expect("the end of the program is kept");
-        let norm = model.bound().vector(program.head.norm);
-        let at = (program.head.site, program.head.matrix);
+        // Head, over the rows that count.
         d_stream[..n * width].fill(0.0);
-        let mut loss = 0.0;
-        let head_rows = head_x.len() / width;
-        for part in targets.chunks(head_rows) {
-            for ((row, _), to) in part.iter().zip(head_x.chunks_exact_mut(width)) {
-                let x = &last[row * width..(row + 1) * width];
-                rms_norm(options.level, x, norm, program.head.eps, to);
-            }
-            let m = part.len();
-            let whole = 0..m;
-            let span = [Span { first: 0, rows: m, delta: Some(layer as &dyn Delta), ..Span::NONE }];
-            let head = Batch {
-                tokens: &batch.tokens[..m.min(n)],
-                spans: &span,
-                pieces: std::slice::from_ref(&whole),
-            };
-            let (x, z) = (&head_x[..m * width], &mut logits[..m * program.vocabulary]);
-            if scale.is_some() {
-                layer.set_rows(part.iter().map(|(row, _)| names[*row]));
-            }
-            backend.product(&view, head, at, x, z);
-            let rows = Chunks::new([&mut *z], program.vocabulary);
-            backend.each(m, &|_| {
-                let Some((i, [z])) = rows.next() else { return };
-                let target = part[i].1 as usize;
-                *losses.get(i) = match scale {
-                    Some(scale) => softmax::cross_entropy(options.level, z, target, scale),
-                    None => softmax::log_sum_exp(options.level, z) - f64::from(z[target]),
-                };
-            });
-            // summed in row order, whoever computed them
-            loss += (0..m).map(|i| *losses.read(i)).sum::<f64>();
-            if !loss.is_finite() {
-                return Err(Error::expected(Kind::Numeric, "loss", "a finite number", loss));
-            }
-            if scale.is_some() {
-                let dx = &mut head_dx[..m * width];
-                dx.fill(0.0);
-                backend.product_back(&view, head, at, x, z, Some(dx), layer);
-                for ((row, _), dx) in part.iter().zip(dx.chunks_exact(width)) {
-                    let rows = row * width..(row + 1) * width;
-                    let (x, d) = (&last[rows.clone()], &mut d_stream[rows]);
-                    rms_norm_grad(options.level, x, norm, program.head.eps, dx, d);
-                }
-            }
-        }
-        if scale.is_none() {
+        let mut head = Head {
+            level: options.level,
+            backend: &mut **backend,
+            view: View { model, turns },
+            layer,
+            worn,
+            last: streams.last().expect("the end of the program is kept"),
+            d_last: d_stream,
+            names,
+            tokens: batch.tokens,
+            x: head_x,
+            dx: head_dx,
+            logits,
+            losses,
+        };
+        let loss = head.run(targets, pass)?;
+        if !learns {
             return Ok(loss);
         }
 

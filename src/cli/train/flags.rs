@@ -1,6 +1,7 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
+use onlay::train::objective::{self, Objective};
 use onlay::train::{Format, Shape};
 use std::path::PathBuf;
 
@@ -12,7 +13,8 @@ pub struct Args {
     /// Rows to learn from: JSON lines, a JSON list, or a .txt file
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// text, completion, messages, conversations, instruction or tokens [default: what the rows look like]
+    /// text, completion, messages, conversations, instruction, tokens, preference or feedback [default: what the rows look
+    /// like]
     #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
     pub data_format: Option<Format>,
     /// Rows to evaluate on, before the first step and after the last
@@ -73,6 +75,25 @@ pub struct Args {
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
+
+    /// sft, dpo, ipo, orpo, simpo or kto [default: what the rows are for: preferences dpo, feedback kto, others sft]
+    #[arg(long, value_name = "NAME", value_parser = objective, help_heading = "Objective")]
+    pub objective: Option<&'static Objective>,
+    /// How far from the base it may lead, or how much a difference counts: dpo, ipo, orpo, simpo, kto [default: 0.1]
+    #[arg(long, value_name = "B", help_heading = "Objective")]
+    beta: Option<f64>,
+    /// Share of pairs that are the wrong way round: dpo, simpo [default: 0]
+    #[arg(long, value_name = "E", help_heading = "Objective")]
+    label_smoothing: Option<f64>,
+    /// The margin between chosen and rejected: simpo [default: 0.5]
+    #[arg(long, value_name = "G", visible_aliases = ["gamma", "simpo-margin"], help_heading = "Objective")]
+    simpo_gamma: Option<f64>,
+    /// Weight of rows labelled true: kto [default: 1]
+    #[arg(long, value_name = "W", help_heading = "Objective")]
+    desirable_weight: Option<f64>,
+    /// Weight of rows labelled false: kto [default: 1]
+    #[arg(long, value_name = "W", help_heading = "Objective")]
+    undesirable_weight: Option<f64>,
 
     /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
@@ -142,6 +163,24 @@ pub struct Args {
     /// One JSON object at the end
     #[arg(long)]
     pub json: bool,
+}
+
+impl Args {
+    /// The numbers of the objective that were given.
+    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let all = [
+            ("beta", self.beta),
+            ("label-smoothing", self.label_smoothing),
+            ("simpo-gamma", self.simpo_gamma),
+            ("desirable-weight", self.desirable_weight),
+            ("undesirable-weight", self.undesirable_weight),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
+fn objective(name: &str) -> Result<&'static Objective, String> {
+    objective::named(name).map_err(|e| e.to_string())
 }
 
 fn format(name: &str) -> Result<Format, String> {

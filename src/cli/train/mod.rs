@@ -12,6 +12,7 @@ use onlay::adapter::{Adapter, Lora, Part, Targets, Worn};
 use onlay::error::{Error, Findings, Kind};
 use onlay::model::Model;
 use onlay::rng::Rng;
+use onlay::train::objective::Goal;
 use onlay::train::{
     CONTEXT, Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set,
     Start, Summary, peak_memory, split,
@@ -124,6 +125,8 @@ fn prepare(args: &Args) -> Result<Prepared> {
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
         batch_size: args.batch_size,
         grad_accumulation: args.grad_accumulation,
+        objective: args.objective,
+        numbers: args.numbers(),
         recipe: Recipe {
             rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
             shape: args.schedule,
@@ -176,15 +179,19 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
 fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunOptions) -> onlay::Result<()> {
     let most = args.memory.unwrap_or(COMFORT);
     let mut least = u64::MAX;
+    // A goal that cannot be had is refused by the plan, with everything else.
+    let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
+    let context = model.program().context;
+    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
     for (keep, rows) in [
         (Keep::Registers, None),
         (Keep::Streams, None),
         (Keep::Streams, Some(256)),
         (Keep::Streams, Some(128)),
-        (Keep::Streams, Some(longest(data))),
+        (Keep::Streams, Some(longest)),
     ] {
         // Fewer rows at a time than the longest sequence has is no plan, more than the default no saving.
-        if rows.is_some_and(|r| r < longest(data) || r > 512) && rows != Some(longest(data)) {
+        if rows.is_some_and(|r| r < longest || r > 512) && rows != Some(longest) {
             continue;
         }
         let tried = RunOptions { keep, rows_of_a_pass: rows, ..options.clone() };
@@ -203,11 +210,6 @@ fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunO
     Err(Error::expected(Kind::Memory, "--memory", expected, found))
 }
 
-fn longest(data: &Data) -> usize {
-    let all = data.train.examples.iter().chain(&data.eval.examples);
-    all.map(|e| e.tokens.len().saturating_sub(1)).max().unwrap_or(1).max(1)
-}
-
 fn show_plan(args: &Args, prepared: &Prepared) -> Result<()> {
     let Prepared { model, layer, data, options, .. } = prepared;
     let plan = RunPlan::new(model, layer, data, options)?;
@@ -219,6 +221,7 @@ fn show_plan(args: &Args, prepared: &Prepared) -> Result<()> {
         return Ok(terminal::json(&json!({
             "steps": plan.steps,
             "steps_per_epoch": plan.steps_per_epoch,
+            "objective": plan.goal.objective.name,
             "parameters": layer.len(),
             "memory_bytes": total,
             "memory": parts,
@@ -235,6 +238,7 @@ fn show_plan(args: &Args, prepared: &Prepared) -> Result<()> {
     if !data.eval.examples.is_empty() {
         terminal::line(watch::facts("eval", &data.eval.facts()))?;
     }
+    terminal::line(watch::goal(&plan.goal))?;
     terminal::line(format_args!(
         "{} steps ({} an epoch), {} numbers are learned, {} rows a pass, {} for the backward pass",
         plan.steps,
@@ -269,8 +273,11 @@ fn finish(
         let held_out = summary
             .before_and_after()
             .map_or(String::new(), |(before, after)| format!("; held out {before:.4} → {after:.4}"));
+        let right = summary.accuracies().map_or(String::new(), |(before, after)| {
+            format!(", right {:.0} % → {:.0} %", 100.0 * before, 100.0 * after)
+        });
         terminal::line(format_args!(
-            "{} steps in {}, {speed:.0} tok/s, peak {}: loss {:.4} → {:.4}{held_out}",
+            "{} steps in {}, {speed:.0} tok/s, peak {}: loss {:.4} → {:.4}{held_out}{right}",
             summary.steps,
             terminal::duration(summary.seconds),
             peak.map_or("unknown".into(), terminal::bytes),
@@ -292,6 +299,7 @@ fn finish(
     };
     if args.json {
         let (before, after) = summary.before_and_after().unzip();
+        let (right_before, right_after) = summary.accuracies().unzip();
         return Ok(terminal::json(&json!({
             "output": args.output.display().to_string(),
             "output_bytes": bytes,
@@ -303,6 +311,9 @@ fn finish(
             "last_loss": summary.last_loss,
             "eval_loss_before": before,
             "eval_loss_after": after,
+            "objective": summary.terms.get("objective"),
+            "eval_accuracy_before": right_before,
+            "eval_accuracy_after": right_after,
             "seconds": summary.seconds,
             "tokens_per_second": speed,
             "peak_rss_bytes": peak,

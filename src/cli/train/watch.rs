@@ -2,7 +2,8 @@
 
 use super::output::Log;
 use crate::cli::terminal::{self, Progress, bytes, duration};
-use onlay::train::{Event, Facts, Keep, Started, Stepped};
+use onlay::train::objective::Goal;
+use onlay::train::{Event, Facts, Keep, Signal, Started, Stepped};
 
 /// Shows events.
 pub struct Watch {
@@ -33,7 +34,8 @@ impl Watch {
                 self.progress.show(|| format!("evaluating {done} of {of} rows"));
             }
             Event::Evaluated(e) => {
-                self.progress.note(format_args!("step {}: held-out loss {:.4}", e.step, e.loss))
+                let right = e.accuracy.map_or(String::new(), |a| format!(", {:.0} % right", 100.0 * a));
+                self.progress.note(format_args!("step {}: held-out loss {:.4}{right}", e.step, e.loss))
             }
             Event::Checkpointed { .. } | Event::Finished(_) => {}
             _ => {}
@@ -56,6 +58,7 @@ impl Watch {
         if s.overlap > 0 {
             terminal::warn(format_args!("{} evaluation rows are also trained on", s.overlap));
         }
+        terminal::note(goal(s.goal));
         terminal::note(format_args!(
             "{} steps, {} numbers are learned, {} planned besides the mapped base",
             s.steps,
@@ -67,8 +70,12 @@ impl Watch {
 
 fn step(s: &Stepped, smooth: f64) -> String {
     let peak = s.peak_memory.map_or(String::new(), |p| format!("  peak {}", bytes(p)));
+    let judged = s.rewards.map_or(String::new(), |r| {
+        let margin = r.margins().map_or(String::new(), |m| format!("  margin {m:.3}"));
+        format!("{margin}  right {:.0} %", 100.0 * r.accuracies)
+    });
     format!(
-        "step {}/{}  loss {smooth:.4}  lr {:.2e}  {:.0} tok/s{peak}  {} left",
+        "step {}/{}  loss {smooth:.4}{judged}  lr {:.2e}  {:.0} tok/s{peak}  {} left",
         s.step,
         s.of,
         s.report.rate,
@@ -77,13 +84,27 @@ fn step(s: &Stepped, smooth: f64) -> String {
     )
 }
 
+/// One line about what a run strives for.
+pub fn goal(goal: &Goal) -> String {
+    let mut line = format!("objective: {}", goal.objective.name);
+    for (name, value) in goal.numbers() {
+        line += &format!(", {name} {value}");
+    }
+    if goal.objective.reference {
+        line += "; the reference is the base without the layer";
+    }
+    line
+}
+
 /// One line about a set of rows.
 pub fn facts(name: &str, f: &Facts) -> String {
     let mut line = format!(
         "{name}: {} rows, {} tokens, {} of them trained, longest {}",
         f.rows, f.tokens, f.trained, f.longest
     );
-    if f.examples != f.rows {
+    if f.signal == Signal::Pairs {
+        line += ", in pairs";
+    } else if f.examples != f.rows {
         line += &format!(", in {} pieces", f.examples);
     }
     if f.truncated > 0 {
