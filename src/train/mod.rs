@@ -5,12 +5,14 @@
 //! order       shuffling, windows, passes, splits       schedule    learning rates, the numbers of AdamW
 //! trainer     one optimiser step                       plan        what a run will take
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
+//! guard       when a run is going nowhere
 //! ```
 
 mod checkpoint;
 mod event;
 mod examples;
 mod fields;
+mod guard;
 mod order;
 mod peak;
 mod plan;
@@ -20,8 +22,9 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
-pub use event::{Event, Flow, Outcome, Started, Stepped, Summary};
+pub use event::{Ending, Event, Flow, Outcome, Started, Stepped, Summary};
 pub use examples::{DAY, Encoder, Facts, Long, Origin, Set};
+pub use guard::Baseline;
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
 pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};

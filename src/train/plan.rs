@@ -64,6 +64,12 @@ pub struct RunOptions {
     pub checkpoint_every: Option<u64>,
     /// Time between checkpoints. There is always one when a run stops and at its end.
     pub checkpoint_after: Option<Duration>,
+    /// Whether a loss that stays far above its mean ends the run; see [`Baseline`](super::Baseline).
+    pub guard: bool,
+    /// Ends the run after so many evaluations without a better one.
+    pub early_stop: Option<u64>,
+    /// Whether the layer of the best evaluation is what is left at the end, instead of the last.
+    pub keep_best: bool,
     /// What to do about a checkpoint that is there.
     pub start: Start,
     /// Instructions to use.
@@ -95,6 +101,9 @@ impl RunOptions {
             eval_every: None,
             checkpoint_every: None,
             checkpoint_after: Some(Duration::from_secs(300)),
+            guard: true,
+            early_stop: None,
+            keep_best: false,
             start: Start::New,
             parent: None,
             level,
@@ -159,11 +168,24 @@ impl RunPlan {
             let what = if matches!(options.length, Length::Steps(_)) { "max-steps" } else { "epochs" };
             wrong.push(Error::expected(Kind::Argument, what, "at least one step, and an end", steps));
         }
-        for (name, every) in
-            [("eval-every", options.eval_every), ("checkpoint-every", options.checkpoint_every)]
-        {
+        for (name, every) in [
+            ("eval-every", options.eval_every),
+            ("checkpoint-every", options.checkpoint_every),
+            ("early-stop", options.early_stop),
+        ] {
             if every == Some(0) {
                 wrong.push(Error::expected(Kind::Argument, name, "at least 1", 0));
+            }
+        }
+        for (name, asked) in [("early-stop", options.early_stop.is_some()), ("keep-best", options.keep_best)]
+        {
+            if asked && (data.eval.examples.is_empty() || options.eval_every.is_none()) {
+                let needs = "evaluation rows, and steps between evaluations (eval-every)";
+                let found = match data.eval.examples.is_empty() {
+                    true => "no evaluation rows",
+                    false => "evaluations before the first step and after the last only",
+                };
+                wrong.push(Error::expected(Kind::Argument, name, needs, found));
             }
         }
         for (i, e) in data.train.examples.iter().chain(&data.eval.examples).enumerate() {
@@ -185,7 +207,7 @@ impl RunPlan {
             Some(rows) => rows,
         };
         wrong.refuse("the run cannot start")?;
-        let dropout = options.dropout > 0.0;
+        let (dropout, keep_best) = (options.dropout > 0.0, options.keep_best);
         let options = TrainOptions {
             level: options.level,
             threads: options.threads,
@@ -195,10 +217,16 @@ impl RunPlan {
             kv: options.kv,
             keep: options.keep,
         };
+        let mut memory = Trainer::plan(model, layer, dropout, &options);
+        let copy = 4 * layer.len() as u64;
+        memory.parts.push(("the layer of the last good step", copy));
+        if keep_best {
+            memory.parts.push(("the layer of the best evaluation", copy));
+        }
         Ok(RunPlan {
             steps: steps as u64,
             steps_per_epoch: order.map_or(1, |o| o.windows()),
-            memory: Trainer::plan(model, layer, dropout, &options),
+            memory,
             options,
         })
     }
@@ -234,6 +262,17 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("beta1", r.beta1);
     terms.set("beta2", r.beta2);
     terms.set("epsilon", r.epsilon);
+    // When it ends, and with which of its layers.
+    terms.set("divergence-guard", o.guard);
+    if let Some(n) = o.early_stop {
+        terms.set("early-stop", n);
+    }
+    if o.keep_best {
+        terms.set("keep-best", true);
+    }
+    if let Some(n) = o.eval_every.filter(|_| o.keep_best || o.early_stop.is_some()) {
+        terms.set("eval-every", n);
+    }
     terms.set("kv", o.kv.name());
     // The order of floating-point sums.
     terms.set("level", o.level.name());

@@ -373,6 +373,22 @@ impl Trainer {
         recipe: &Recipe,
         of_steps: u64,
     ) -> Result<StepReport> {
+        let done = self.step_if(examples, recipe, of_steps, &mut |_| true)?;
+        Ok(done.expect("nobody prevents it"))
+    }
+
+    /// As [`Trainer::step`], but asks, once the gradients are there, whether to use them; `None` if not, and then
+    /// nothing has changed.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_if<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        recipe: &Recipe,
+        of_steps: u64,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<StepReport>> {
         let tokens: usize = examples.iter().map(|e| e.borrow().count()).sum();
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
@@ -389,6 +405,10 @@ impl Trainer {
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
+        let report = StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate };
+        if !go_on(&report) {
+            return Ok(None);
+        }
         let with = recipe.adamw(t, rate, grad_norm);
         let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
         self.backend.each(layer.parts().len(), &|i| {
@@ -396,7 +416,7 @@ impl Trainer {
             adam::adamw(level, with, &mut p, &g, &mut moments[0].get(i), &mut moments[1].get(i));
         });
         self.steps = t;
-        Ok(StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate })
+        Ok(Some(report))
     }
 
     fn grad_norm(&self) -> Result<f64> {

@@ -24,6 +24,12 @@ pub struct Args {
     /// Also evaluate every N steps
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub eval_every: Option<u64>,
+    /// End after N evaluations without a better one (with --eval-every)
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub early_stop: Option<u64>,
+    /// Write the layer of the best evaluation instead of the last (with --eval-every)
+    #[arg(long, help_heading = "Data")]
+    pub keep_best: bool,
     /// The longest row, in tokens [default: the model's context, up to 1024]
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub ctx: Option<usize>,
@@ -120,6 +126,10 @@ pub struct Args {
     /// Seconds between checkpoints; there is always one at the end and at Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 300, help_heading = "Run")]
     pub checkpoint_seconds: u64,
+    /// Go on even where the loss stays far above its mean. Otherwise 8 steps in a row above mean + max(1, 6·deviation),
+    /// over the last 50, end the run, and the layer goes back to before them
+    #[arg(long, help_heading = "Run")]
+    pub no_divergence_guard: bool,
     /// The most memory to plan with, besides the mapped base, such as 6GiB [default: 2GiB, or what is needed]
     #[arg(long, value_name = "BYTES", value_parser = size, help_heading = "Run")]
     pub memory: Option<u64>,

@@ -13,8 +13,8 @@ use onlay::error::{Error, Findings, Kind};
 use onlay::model::Model;
 use onlay::rng::Rng;
 use onlay::train::{
-    CONTEXT, Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set,
-    Start, Summary, peak_memory, split,
+    CONTEXT, Data, Encoder, Ending, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions,
+    RunPlan, Set, Start, Summary, peak_memory, split,
 };
 use output::{Log, Output};
 use serde_json::json;
@@ -69,15 +69,30 @@ pub fn main(args: Args) -> Result<()> {
             anyhow::bail!("stopped after step {step} of {of}; {kept}")
         }
         Ok(Outcome::Finished(summary)) => {
-            let name = output.name();
-            let adapter = run.adapter(&name, &summary)?;
-            let bytes = output.write(&adapter, &model)?;
-            run.remove_checkpoints()?;
-            let adapter = Arc::new(adapter);
+            let (adapter, bytes) = keep(&mut run, &summary, &output, &model)?;
             drop(run); // its memory, before samples are taken
             finish(&args, &model, adapter, &summary, bytes, &prompts)
         }
+        Ok(Outcome::Halted { summary, why }) => {
+            let (adapter, bytes) = keep(&mut run, &summary, &output, &model)?;
+            drop(run);
+            finish(&args, &model, adapter, &summary, bytes, &prompts)?;
+            let kept = format!(
+                "a guard ended the run; {} has the layer of step {}, the last that was good",
+                args.output.display(),
+                summary.layer
+            );
+            Err(why).context(kept)
+        }
     }
+}
+
+/// Writes the layer that is left; what led to it is then no longer needed.
+fn keep(run: &mut Run, summary: &Summary, output: &Output, model: &Model) -> Result<(Arc<Adapter>, u64)> {
+    let adapter = run.adapter(&output.name(), summary)?;
+    let bytes = output.write(&adapter, model)?;
+    run.remove_checkpoints()?;
+    Ok((Arc::new(adapter), bytes))
 }
 
 /// Reads and checks everything that can be known before memory is taken, and reports all of it at once.
@@ -144,6 +159,9 @@ fn prepare(args: &Args) -> Result<Prepared> {
             (_, true) => Start::Over,
             _ => Start::New,
         },
+        guard: !args.no_divergence_guard,
+        early_stop: args.early_stop,
+        keep_best: args.keep_best,
         parent: parent.flatten(),
         kv: args.kv.kv,
         ..RunOptions::new(options::level()?, args.machine.count())
@@ -277,6 +295,14 @@ fn finish(
             summary.first_loss,
             summary.last_loss,
         ))?;
+        if let Ending::EarlyStop = summary.ending {
+            let n = args.early_stop.unwrap_or(0);
+            terminal::line(format_args!("ended early: {n} evaluations brought nothing better"))?;
+        }
+        if summary.layer != summary.steps {
+            let why = if args.keep_best { "the best on held-out rows" } else { "the last good one" };
+            terminal::line(format_args!("the layer is that of step {}, {why}", summary.layer))?;
+        }
         terminal::line(format_args!(
             "wrote {} ({}, {parameters} numbers, id {})",
             args.output.display(),
@@ -297,6 +323,8 @@ fn finish(
             "output_bytes": bytes,
             "parameters": parameters,
             "steps": summary.steps,
+            "layer_step": summary.layer,
+            "ended": summary.ending.name(),
             "epochs": summary.epochs,
             "trained_tokens": summary.trained,
             "first_loss": summary.first_loss,
