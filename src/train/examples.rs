@@ -121,6 +121,31 @@ impl Set {
         self.examples.iter().filter(|e| there.contains(&e.tokens[..])).count()
     }
 
+    /// Takes out the sequences that are also in `other`, token for token; how many they were.
+    pub fn drop_overlap(&mut self, other: &Set) -> usize {
+        let there: HashSet<&[u32]> = other.examples.iter().map(|e| &e.tokens[..]).collect();
+        let before = self.examples.len();
+        let keep: Vec<bool> = self.examples.iter().map(|e| !there.contains(&e.tokens[..])).collect();
+        let mut kept = keep.iter();
+        self.examples.retain(|_| *kept.next().unwrap_or(&true));
+        let mut kept = keep.iter();
+        self.origins.retain(|_| *kept.next().unwrap_or(&true));
+        before - self.examples.len()
+    }
+
+    /// Rows whose last learned token is not one that ends a turn, by number: nothing in them teaches to stop.
+    pub fn open_ended(&self, end: impl Fn(u32) -> bool) -> Vec<usize> {
+        let mut open = Vec::new();
+        let both = self.examples.iter().zip(&self.origins);
+        for (i, (example, origin)) in both.enumerate() {
+            let last = self.origins.get(i + 1).is_none_or(|next| next.row != origin.row);
+            if last && !example.ends_with(&end) {
+                open.push(origin.row);
+            }
+        }
+        open
+    }
+
     /// SHA-256 over all tokens and what is learned of them: equal only for the same examples in the same order.
     ///
     /// ```text

@@ -49,6 +49,13 @@ impl Example {
     pub fn count(&self) -> usize {
         self.trained.iter().skip(1).filter(|t| **t).count()
     }
+
+    /// Whether its last token is learned and is one that ends a turn.
+    pub fn ends_with(&self, end: impl Fn(u32) -> bool) -> bool {
+        // some templates write a line's end after the turn's
+        let last = self.trained.iter().rposition(|t| *t);
+        last.is_some_and(|i| end(self.tokens[i]))
+    }
 }
 
 /// What is kept between forward and backward.
