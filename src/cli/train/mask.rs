@@ -91,7 +91,7 @@ fn coloured(example: &Example, tokenizer: Option<&Tokenizer>) -> Result<()> {
     Ok(line(text)?)
 }
 
-/// Runs of tokens, a line each; those that are trained begin with a star.
+/// Runs of tokens, a line each, dots between them; those that are trained begin with a star.
 fn marked(example: &Example, tokenizer: Option<&Tokenizer>) -> Result<()> {
     let mut first = 0;
     while first < example.tokens.len() {
@@ -99,7 +99,7 @@ fn marked(example: &Example, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let len = example.trained[first..].iter().take_while(|t| **t == trained).count();
         let words: Vec<_> =
             example.tokens[first..first + len].iter().map(|id| word(tokenizer, *id)).collect();
-        line(format_args!("  {} {}", if trained { '*' } else { ' ' }, words.join("|")))?;
+        line(format_args!("  {} {}", if trained { '*' } else { ' ' }, words.join("·")))?;
         first += len;
     }
     Ok(())
