@@ -56,7 +56,7 @@ pub struct Started<'a> {
     pub steps_per_epoch: u64,
     /// Numbers that are learned.
     pub parameters: usize,
-    /// Memory besides the mapped file and the rows.
+    /// Memory besides the mapped file.
     pub memory: &'a Memory,
     /// The rows that are learned from.
     pub train: Facts,

@@ -15,8 +15,8 @@
 //! Text is only text: control tokens spelled out in a row's `text`, `prompt` or `completion` become those tokens only
 //! with [`Encoder::parse_special`].
 
+use super::Flow;
 use super::rows::{Content, Row, Rows};
-use super::{Example, Flow};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::text::{Chat, Conversation, Encode, Tokenizer, Turns};
@@ -27,6 +27,34 @@ use std::collections::HashSet;
 /// The day that templates see, 26 July 2024: data must become the same tokens every day, or a run that is continued
 /// tomorrow would learn from other data. (It is also the day that the templates of Llama 3 fall back to.)
 pub const DAY: i64 = 1_721_952_000;
+
+/// A sequence to learn from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Example {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Which tokens are predicted and counted; the first never is.
+    pub trained: Vec<bool>,
+}
+
+impl Example {
+    /// Rows it takes in a batch: the last token predicts nothing.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+
+    /// Tokens that are predicted and counted.
+    pub fn count(&self) -> usize {
+        self.trained.iter().skip(1).filter(|t| **t).count()
+    }
+
+    /// Whether its last token is learned and is one that ends a turn.
+    pub fn ends_with(&self, end: impl Fn(u32) -> bool) -> bool {
+        // some templates write a line's end after the turn's
+        let last = self.trained.iter().rposition(|t| *t);
+        last.is_some_and(|i| end(self.tokens[i]))
+    }
+}
 
 /// What becomes of a row that is longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

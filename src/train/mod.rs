@@ -23,7 +23,7 @@ mod trainer;
 
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
 pub use event::{Ending, Event, Flow, Outcome, Started, Stepped, Summary};
-pub use examples::{DAY, Encoder, Facts, Long, Origin, Set};
+pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Set};
 pub use guard::Baseline;
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
@@ -31,4 +31,4 @@ pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;
 pub use schedule::{Recipe, Shape};
-pub use trainer::{Example, Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};
+pub use trainer::{Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};

@@ -133,7 +133,7 @@ pub struct RunPlan {
     pub steps_per_epoch: u64,
     /// What the trainer is planned for.
     pub options: TrainOptions,
-    /// Memory besides the mapped file and the rows.
+    /// Memory besides the mapped file.
     pub memory: Memory,
 }
 
@@ -219,6 +219,9 @@ impl RunPlan {
         };
         let mut memory = Trainer::plan(model, layer, dropout, &options);
         let copy = 4 * layer.len() as u64;
+        let rows = data.train.examples.iter().chain(&data.eval.examples);
+        // tokens and marks, and what holds them
+        memory.parts.push(("data rows", rows.map(|e| 5 * e.tokens.len() as u64 + 112).sum()));
         memory.parts.push(("the layer of the last good step", copy));
         if keep_best {
             memory.parts.push(("the layer of the best evaluation", copy));

@@ -219,6 +219,18 @@ impl Run {
         Adapter::new(name, self.layer().copy(), manifest, model.program())
     }
 
+    /// As [`Run::adapter`], when the run is over: its memory goes before the adapter takes any.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn into_adapter(self, name: &str, summary: &Summary) -> Result<Adapter> {
+        let model = Arc::clone(self.trainer.model());
+        let (layer, parent) = (Arc::clone(self.layer()), self.options.parent);
+        drop(self);
+        let manifest = Manifest { parent, ..summary.manifest(&model) };
+        Adapter::new(name, layer.copy(), manifest, model.program())
+    }
+
     /// The plan.
     pub fn plan(&self) -> &RunPlan {
         &self.plan

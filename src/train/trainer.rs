@@ -8,6 +8,7 @@
 //! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
 //! ```
 
+use super::examples::Example;
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
 use crate::adapter::Lora;
@@ -29,34 +30,6 @@ pub const MOST_SEQUENCES: usize = 256;
 
 /// Rows of the head computed at a time.
 const HEAD_ROWS: usize = 128;
-
-/// A sequence to learn from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Example {
-    /// Its tokens.
-    pub tokens: Vec<u32>,
-    /// Which tokens are predicted and counted; the first never is.
-    pub trained: Vec<bool>,
-}
-
-impl Example {
-    /// Rows it takes in a batch: the last token predicts nothing.
-    pub fn rows(&self) -> usize {
-        self.tokens.len().saturating_sub(1)
-    }
-
-    /// Tokens that are predicted and counted.
-    pub fn count(&self) -> usize {
-        self.trained.iter().skip(1).filter(|t| **t).count()
-    }
-
-    /// Whether its last token is learned and is one that ends a turn.
-    pub fn ends_with(&self, end: impl Fn(u32) -> bool) -> bool {
-        // some templates write a line's end after the turn's
-        let last = self.trained.iter().rposition(|t| *t);
-        last.is_some_and(|i| end(self.tokens[i]))
-    }
-}
 
 /// What is kept between forward and backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -128,9 +128,9 @@ fn ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
 fn label(v: f64) -> String {
     match v.abs() {
         0.0 => "0".into(),
-        a if !(1e-3..1e5).contains(&a) => format!("{v:.1e}"),
+        a if !(9e-5..1e5).contains(&a) => format!("{v:.1e}"),
         a => {
-            let digits = (3 - a.log10().floor() as i32).clamp(0, 6) as usize;
+            let digits = (3 - a.log10().floor() as i32).clamp(0, 7) as usize;
             let text = format!("{v:.digits$}");
             if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').into() } else { text }
         }
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(ticks(3.0, 3.2, 2.0).len(), 3);
         assert_eq!(
             [0.0, 2e-4, 0.5, 1.25, 60.0, 1e6].map(label),
-            ["0", "2.0e-4", "0.5", "1.25", "60", "1.0e6"]
+            ["0", "0.0002", "0.5", "1.25", "60", "1.0e6"]
         );
     }
 

@@ -76,8 +76,8 @@ pub fn main(args: Args) -> Result<()> {
         Ok(Outcome::Finished(summary)) => (summary, None),
         Ok(Outcome::Halted { summary, why }) => (summary, Some(why)),
     };
-    let mut adapter = run.adapter(&output.name(), &summary)?;
-    drop(run); // its memory, before anything else is computed
+    // the memory of the run goes, before anything else is computed
+    let mut adapter = run.into_adapter(&output.name(), &summary)?;
     let mut held = None;
     if !control.examples.is_empty() {
         let unwritten =

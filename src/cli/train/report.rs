@@ -165,17 +165,18 @@ fn curves(summary: &Summary, points: &[Point]) -> String {
     }
     let of = |f: fn(&Point) -> f64| points.iter().map(|p| (p.step as f64, f(p))).collect::<Vec<_>>();
     let losses = of(|p| p.loss);
-    let mut smooth = Vec::with_capacity(losses.len());
-    let mut mean = losses[0].1;
-    for (x, y) in &losses {
-        mean += 0.1 * (y - mean);
-        smooth.push((*x, mean));
-    }
+    // the mean of the steps around each, a twentieth of the run together
+    let reach = losses.len() / 40 + 1;
+    let around = |i: usize| {
+        let near = &losses[i.saturating_sub(reach)..losses.len().min(i + reach + 1)];
+        near.iter().map(|p| p.1).sum::<f64>() / near.len() as f64
+    };
+    let smooth = losses.iter().enumerate().map(|(i, p)| (p.0, around(i))).collect();
     let evaluations: Vec<_> = summary.evaluations.iter().map(|e| (e.step as f64, e.loss)).collect();
     let mark = (summary.layer != summary.steps).then_some(summary.layer as f64);
     let mut loss = Chart::new("Loss", "nats a trained token", mark);
     loss.add(Series { name: "step", class: "raw", points: losses, dots: false });
-    loss.add(Series { name: "running mean", class: "main", points: smooth, dots: false });
+    loss.add(Series { name: "mean around it", class: "main", points: smooth, dots: false });
     loss.add(Series { name: "held out", class: "eval", points: evaluations, dots: true });
     let mut rate = Chart::new("Learning rate", "", None);
     rate.add(Series { name: "", class: "main", points: of(|p| p.rate), dots: false });
