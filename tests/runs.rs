@@ -77,18 +77,26 @@ fn numbers_that_are_none_stop_the_run_and_are_named() {
             recipe: Recipe { rate, shape: Shape::Constant, max_norm: 0.0, ..Recipe::default() },
             checkpoint_every: Some(1),
             eval_every: None,
+            guard: false,
             length: Length::Steps(60),
             ..small(1)
         };
         let mut run = prepare(&model, wild.clone(), &disk).unwrap();
         let mut losses = Vec::new();
+        let layer = run.layer().clone();
+        let mut layers = vec![bits(&layer)];
         let outcome = run.go(&mut |e| {
             if let Event::Step(s) = e {
                 losses.push(s.report.loss);
+                layers.push(bits(&layer));
             }
             Flow::Go
         });
-        let Err(error) = outcome else { continue };
+        let (error, left) = match outcome {
+            Err(error) => (error, None),
+            Ok(Outcome::Halted { why, summary }) => (why, Some(summary.layer)),
+            Ok(_) => continue,
+        };
         println!("rate {rate:e}: {error}");
         assert_eq!(error.kind(), Kind::Numeric);
         assert!(losses.iter().all(|l| l.is_finite()));
@@ -97,7 +105,10 @@ fn numbers_that_are_none_stop_the_run_and_are_named() {
         // What is kept is the newest that had a loss.
         let of_loss = error.to_string().contains("loss: expected a finite number");
         kinds[usize::from(of_loss)] += 1;
+        assert_eq!(left.unwrap_or(0), if of_loss { step - 1 } else { step }, "{error}");
+        assert!(bits(&layer) == layers[left.unwrap_or(0) as usize], "{error}");
         let kept = run.checkpoint().map_or(0, |(step, _)| step);
+        assert_eq!(run.go(&mut |_| Flow::Go).is_err(), left.is_some() || of_loss);
         assert_eq!(kept, if of_loss { step - 1 } else { step }, "{error}");
         assert_eq!(prepare(&model, wild, &disk).unwrap().progress().steps, kept);
     }

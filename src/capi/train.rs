@@ -265,6 +265,7 @@ export! {
         let mut run = Run::new(Arc::clone(&model), layer, data, run_options, Some(store))?;
         let summary = match run.go(&mut |event| watch.event(event))? {
             Outcome::Finished(summary) => summary,
+            Outcome::Halted { why, .. } => return Err(why.into()),
             Outcome::Stopped { step, of, checkpoint } => return Err(stopped(step, of, checkpoint)),
         };
         let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());

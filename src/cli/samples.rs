@@ -27,9 +27,9 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
 
 /// A prompt and two answers.
 pub struct Sample {
-    prompt: String,
-    without: String,
-    with: String,
+    pub prompt: String,
+    pub without: String,
+    pub with: String,
 }
 
 impl Sample {

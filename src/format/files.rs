@@ -40,7 +40,8 @@ pub fn write_atomically<T>(
     let answer = write(&mut out).map_err(|e| e.in_file(path))?;
     let file = settled(out).map_err(|e| Error::io("write", path, e))?;
     if let Some(permissions) = old {
-        file.set_permissions(permissions).map_err(|e| Error::io("set the permissions of", path, e))?;
+        let set = allowed("permissions").and_then(|()| file.set_permissions(permissions));
+        set.map_err(|e| Error::io("set the permissions of", path, e))?;
     }
     drop(file); // Windows does not rename an open file
     temporary.put_at(path, overwrite)?;
@@ -107,7 +108,8 @@ fn create_beside(directory: &Path, name: &str) -> Result<(File, Temporary)> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
         let n = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!(".{name}.{}-{n}-{now:08x}.tmp", std::process::id()));
-        match File::options().write(true).read(true).create_new(true).open(&path) {
+        let open = || File::options().write(true).read(true).create_new(true).open(&path);
+        match allowed("open").and_then(|()| open()) {
             Ok(file) => return Ok((file, Temporary(Some(path)))),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::io("create a file in", directory, e)),
@@ -119,9 +121,20 @@ fn create_beside(directory: &Path, name: &str) -> Result<(File, Temporary)> {
 /// Everything on the disk.
 fn settled(out: BufWriter<File>) -> std::io::Result<File> {
     let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    allowed("flush")?;
     file.sync_all()?;
     Ok(file)
 }
+
+/// Asked before every operation of a file system, so that a test can refuse each in turn.
+#[cfg(not(test))]
+#[inline(always)]
+fn allowed(_: &str) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::allowed;
 
 /// A file that is removed unless it gets its place.
 struct Temporary(Option<PathBuf>);
@@ -131,7 +144,7 @@ impl Temporary {
         let from = self.0.as_deref().unwrap_or(Path::new(""));
         if !overwrite {
             // A link is the one way of the standard library to take a name only if it is free.
-            match fs::hard_link(from, path) {
+            match allowed("link").and_then(|()| fs::hard_link(from, path)) {
                 Ok(()) => return Ok(()), // the other name goes with self
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                     return refuse_existing(path, false).map(|_| ());
@@ -139,7 +152,9 @@ impl Temporary {
                 Err(_) => refuse_existing(path, false).map(|_| ())?, // a file system without links
             }
         }
-        fs::rename(from, path).map_err(|e| Error::io("put the finished file at", path, e))?;
+        allowed("rename")
+            .and_then(|()| fs::rename(from, path))
+            .map_err(|e| Error::io("put the finished file at", path, e))?;
         self.0 = None;
         Ok(())
     }
@@ -156,7 +171,7 @@ impl Drop for Temporary {
 /// After this the new name survives a loss of power.
 #[cfg(unix)]
 pub(crate) fn flush_directory(directory: &Path) -> Result<()> {
-    match File::open(directory).and_then(|d| d.sync_all()) {
+    match allowed("flush the directory").and_then(|()| File::open(directory)).and_then(|d| d.sync_all()) {
         // Some file systems (network, fuse) have no such call; the file itself is flushed.
         Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         other => other.map_err(|e| Error::io("flush the directory", directory, e)),
@@ -172,7 +187,83 @@ pub(crate) fn flush_directory(_: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::{Cell, RefCell};
     use std::io::Write;
+
+    thread_local! {
+        /// After how many operations of this thread one is refused, and which it was.
+        static REFUSE: Cell<Option<usize>> = const { Cell::new(None) };
+        static REFUSED: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+
+    pub fn allowed(what: &str) -> std::io::Result<()> {
+        let left = REFUSE.get();
+        REFUSE.set(left.and_then(|n| n.checked_sub(1)));
+        match left {
+            Some(0) => {
+                REFUSED.set(what.into());
+                Err(ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    #[test]
+    fn whatever_is_refused_the_file_is_the_old_one_or_the_new() {
+        let dir = Scratch::new("refused");
+        let path = dir.0.join("a.checkpoint");
+        let long = vec![7; 100_000]; // more than the buffer: some of it is written before the end
+        let mut refused = Vec::new();
+        for overwrite in [true, false] {
+            for n in 0.. {
+                let _ = fs::remove_file(&path);
+                if overwrite {
+                    put(&path, true, b"old").unwrap();
+                }
+                REFUSE.set(Some(n));
+                let done = write_atomically(&path, overwrite, |out| {
+                    for part in long.chunks(1000) {
+                        allowed("write")
+                            .and_then(|()| out.write_all(part))
+                            .map_err(|e| Error::io("write", &path, e))?;
+                    }
+                    Ok(())
+                });
+                let over = REFUSE.take().is_some();
+                let found = fs::read(&path).ok();
+                let names = dir.names();
+                assert!(names.len() <= 1, "{names:?}: nothing half written stays");
+                if over {
+                    done.unwrap();
+                    assert_eq!(found, Some(long.clone()));
+                    break;
+                }
+                let what = REFUSED.take();
+                let old = if overwrite { Some(b"old".to_vec()) } else { None };
+                match &done {
+                    // a name can be taken in two ways
+                    Ok(()) => assert!(what == "link" && found == Some(long.clone())),
+                    Err(e) => {
+                        assert_eq!(e.kind(), Kind::Io, "{what}");
+                        assert!(
+                            e.to_string().contains("a.checkpoint")
+                                || what.contains("directory")
+                                || what == "open",
+                            "{e}"
+                        );
+                        assert!(e.to_string().contains("cannot "), "{e}");
+                        // once it has its name it is whole
+                        let new = what == "flush the directory";
+                        assert_eq!(found, if new { Some(long.clone()) } else { old }, "{what}");
+                    }
+                }
+                refused.push(what);
+            }
+        }
+        for what in ["open", "write", "flush", "permissions", "rename", "link", "flush the directory"] {
+            assert!(refused.iter().any(|r| r == what), "{what}: {refused:?}");
+        }
+    }
 
     /// A directory of its own, removed at the end.
     struct Scratch(PathBuf);

@@ -5,16 +5,18 @@
 //!
 //! ```text
 //! general.type               "onlay.checkpoint"
-//! onlay.checkpoint.version   1
+//! onlay.checkpoint.version   2
 //! onlay.checkpoint.sha256    of the whole file with 64 zeros in this place
 //! onlay.run.*                the terms
-//! onlay.progress.*           steps, the place in the data, losses
+//! onlay.progress.*           steps, the place in the data, losses, what the guard has seen
 //! SITE.layer  SITE.first  SITE.second    F32, as they lie in memory
+//! SITE.good   SITE.best                  layers that the run may have to return to
 //! ```
 //! There are two slots, `OUT.checkpoint` and `OUT.checkpoint.2`, written in turn, so that the one before survives
 //! whatever happens to a file. The newest that is whole counts.
 
 use super::Cursor;
+use super::guard::Baseline;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Directory, Encoded, Metadata, Value, parse};
@@ -27,7 +29,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 const TYPE: &str = "onlay.checkpoint";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HASH: &str = "onlay.checkpoint.sha256";
 const RUN: &str = "onlay.run.";
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -175,15 +177,27 @@ pub struct Progress {
     pub losses: Option<(f64, f64)>,
     /// Evaluations so far.
     pub evaluations: Vec<Evaluation>,
+    /// What the guard has seen.
+    pub baseline: Baseline,
+    /// Updates behind the layer of the last good step, once there was one.
+    pub good: Option<u64>,
+}
+
+impl Progress {
+    /// The best evaluation, by its place among them: the first of the lowest loss.
+    pub fn best(&self) -> Option<usize> {
+        let all = self.evaluations.iter().enumerate();
+        all.min_by(|(_, a), (_, b)| a.loss.total_cmp(&b.loss)).map(|(i, _)| i)
+    }
 }
 
 /// The arrays of a run, one slot per site; slots of length 0 are left out.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Arrays<'a> {
     /// The sites' names.
     pub names: &'a [String],
     /// What they are called and where they lie.
-    pub sets: [(&'static str, &'a Slots<Vec<f32>>); 3],
+    pub sets: Vec<(&'static str, &'a Slots<Vec<f32>>)>,
 }
 
 impl Arrays<'_> {
@@ -219,7 +233,7 @@ fn hex(hash: Sha256) -> String {
     crate::tensor::Identity::hex(&hash.finalize().into())
 }
 
-fn build<'a>(terms: &Terms, progress: &Progress, arrays: Arrays<'a>, hash: &str) -> Builder<'a> {
+fn build<'a>(terms: &Terms, progress: &Progress, arrays: &Arrays<'a>, hash: &str) -> Builder<'a> {
     let mut file = Builder::new();
     file.set("general.type", TYPE).set("onlay.checkpoint.version", VERSION).set(HASH, hash);
     for (name, value) in terms.iter() {
@@ -237,7 +251,14 @@ fn build<'a>(terms: &Terms, progress: &Progress, arrays: Arrays<'a>, hash: &str)
     file.set("onlay.progress.evaluated.losses", of(|e| e.loss.to_bits()));
     file.set("onlay.progress.evaluated.tokens", of(|e| e.tokens));
     file.set("onlay.progress.evaluated.accuracies", of(|e| e.accuracy.unwrap_or(f64::NAN).to_bits()));
-    for (end, slots) in arrays.sets {
+    let b = &p.baseline;
+    file.set("onlay.progress.guard.steps", b.steps).set("onlay.progress.guard.high", b.high);
+    file.set("onlay.progress.guard.highest", b.highest);
+    file.set("onlay.progress.guard.mean", b.mean).set("onlay.progress.guard.deviation", b.deviation);
+    if let Some(steps) = p.good {
+        file.set("onlay.progress.good", steps);
+    }
+    for &(end, slots) in &arrays.sets {
         for (i, name) in arrays.names.iter().enumerate() {
             let len = slots.read(i).len();
             if len > 0 {
@@ -263,7 +284,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As the writer says.
-    pub fn write(out: &mut dyn Write, terms: &Terms, progress: &Progress, arrays: Arrays<'_>) -> Result<()> {
+    pub fn write(out: &mut dyn Write, terms: &Terms, progress: &Progress, arrays: &Arrays<'_>) -> Result<()> {
         // Once through the hash and once into the file: both have the same bytes but for the hash itself.
         let mut hash = Hashing(Sha256::new());
         build(terms, progress, arrays, NO_HASH).write(&mut hash)?;
@@ -317,7 +338,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `Mismatch` listing every term and array that differs; nothing was copied then.
-    pub fn restore(&self, terms: &Terms, arrays: Arrays<'_>) -> Result<Progress> {
+    pub fn restore(&self, terms: &Terms, arrays: &Arrays<'_>) -> Result<Progress> {
         let mut wrong = Findings::default();
         terms.differences(&self.terms, &mut wrong);
         let mut expected = 0;
@@ -372,7 +393,20 @@ fn progress(metadata: Metadata<'_>) -> Result<Progress> {
         Some(Value::F64(loss)) => Some(loss),
         _ => None,
     };
+    let number = |name: &str| match metadata.get(&format!("onlay.progress.guard.{name}")) {
+        Some(Value::F64(n)) => Ok(n),
+        _ => Err(metadata.error(&format!("onlay.progress.guard.{name}"), "expected a number")),
+    };
+    let good = metadata.get("onlay.progress.good").map(|_| count("good")).transpose()?;
     Ok(Progress {
+        baseline: Baseline {
+            steps: count("guard.steps")?,
+            mean: number("mean")?,
+            deviation: number("deviation")?,
+            highest: number("highest")?,
+            high: count("guard.high")?,
+        },
+        good,
         steps: count("steps")?,
         cursor: Cursor { epoch: count("epoch")?, row: count("row")? },
         trained: count("trained")?,

@@ -160,16 +160,33 @@ impl Trainer {
         references: &mut [f64],
         recipe: Option<(&Recipe, u64)>,
     ) -> Result<(StepReport, Rewards)> {
+        let done = self.compare_if(set, units, references, recipe, &mut |_| true)?;
+        Ok(done.expect("nobody prevents it"))
+    }
+
+    /// As [`Trainer::compare`], but asks, once the gradients are there, whether to use them; `None` if not, and then no
+    /// parameter has changed.
+    ///
+    /// # Errors
+    /// As [`Trainer::compare`].
+    pub fn compare_if(
+        &mut self,
+        set: &Set,
+        units: &[u32],
+        references: &mut [f64],
+        recipe: Option<(&Recipe, u64)>,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<(StepReport, Rewards)>> {
         let mut comparing = self.take_comparing()?;
         let done = self.window(&mut comparing, set, units, references, recipe.is_some());
         let done = done.map(|(tally, tokens)| (tally.loss, tokens, tally.rewards(&comparing.goal)));
         self.comparing = Some(comparing);
         let (loss, tokens, rewards) = done?;
-        let (grad_norm, rate) = match recipe {
-            Some((recipe, of_steps)) => self.update(recipe, of_steps)?,
-            None => (0.0, 0.0),
+        let report = match recipe {
+            Some((recipe, of_steps)) => self.update(recipe, of_steps, loss, tokens, go_on)?,
+            None => Some(StepReport { loss, tokens, grad_norm: 0.0, rate: 0.0 }),
         };
-        Ok((StepReport { loss, tokens, grad_norm, rate }, rewards))
+        Ok(report.map(|report| (report, rewards)))
     }
 
     /// The mean loss and the rewards of a whole set, in windows of `window` units and without learning, asking before

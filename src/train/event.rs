@@ -57,7 +57,7 @@ pub struct Started<'a> {
     pub steps_per_epoch: u64,
     /// Numbers that are learned.
     pub parameters: usize,
-    /// Memory besides the mapped file and the rows.
+    /// Memory besides the mapped file.
     pub memory: &'a Memory,
     /// The rows that are learned from.
     pub train: Facts,
@@ -125,11 +125,37 @@ fn evaluation(e: &Evaluation) -> Value {
     line
 }
 
+/// Why a run is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are taken.
+    Done,
+    /// The last evaluations brought nothing better.
+    EarlyStop,
+    /// A guard ended it; what it found.
+    Halted(String),
+}
+
+impl Ending {
+    /// In one word or two.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::EarlyStop => "early stop",
+            Ending::Halted(_) => "guard",
+        }
+    }
+}
+
 /// What a run has done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// Steps taken.
     pub steps: u64,
+    /// Steps behind the layer that is left: fewer where the best or the last good one was kept.
+    pub layer: u64,
+    /// Why it is over.
+    pub ending: Ending,
     /// How often every row was seen.
     pub epochs: f64,
     /// Trained tokens learned from.
@@ -155,9 +181,10 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Loss over the evaluation rows before any step and after the last.
+    /// Loss over the evaluation rows before any step, and with the layer that is left.
     pub fn before_and_after(&self) -> Option<(f64, f64)> {
-        Some((self.evaluations.first()?.loss, self.evaluations.last()?.loss))
+        let after = self.evaluations.iter().find(|e| e.step == self.layer)?;
+        Some((self.evaluations.first()?.loss, after.loss))
     }
 
     /// Share of judged evaluation rows on the right side, before any step and after the last.
@@ -178,8 +205,11 @@ impl Summary {
             data: Some(self.data),
             recipe: Some(Value::Object(recipe)),
             seed: Some(self.seed),
-            steps: Some(self.steps),
+            steps: Some(self.layer),
             metrics: Some(json!({
+                "steps_taken": self.steps,
+                "ended": self.ending.name(),
+                "guard": if let Ending::Halted(why) = &self.ending { Some(why) } else { None },
                 "epochs": self.epochs,
                 "trained_tokens": self.trained,
                 "first_loss": self.first_loss,
@@ -192,10 +222,17 @@ impl Summary {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Outcome {
-    /// With its last step.
+    /// With its last step, or early because evaluations no longer became better.
     Finished(Summary),
+    /// A guard ended it. The layer is the best, or that of the last good step; going on would end the same way.
+    Halted {
+        /// What was done until then.
+        summary: Summary,
+        /// `Numeric`: what was found, and at which step.
+        why: Error,
+    },
     /// Because the observer said so. The same run with [`Start::Resume`](super::Start::Resume) goes on from there.
     Stopped {
         /// Steps taken.

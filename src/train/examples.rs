@@ -15,8 +15,8 @@
 //! Text is only text: control tokens spelled out in a row's `text`, `prompt` or `completion` become those tokens only
 //! with [`Encoder::parse_special`].
 
+use super::Flow;
 use super::rows::{Content, Row, Rows};
-use super::{Example, Flow};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::text::{Chat, Conversation, Encode, Tokenizer, Turns};
@@ -27,6 +27,34 @@ use std::collections::HashSet;
 /// The day that templates see, 26 July 2024: data must become the same tokens every day, or a run that is continued
 /// tomorrow would learn from other data. (It is also the day that the templates of Llama 3 fall back to.)
 pub const DAY: i64 = 1_721_952_000;
+
+/// A sequence to learn from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Example {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Which tokens are predicted and counted; the first never is.
+    pub trained: Vec<bool>,
+}
+
+impl Example {
+    /// Rows it takes in a batch: the last token predicts nothing.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+
+    /// Tokens that are predicted and counted.
+    pub fn count(&self) -> usize {
+        self.trained.iter().skip(1).filter(|t| **t).count()
+    }
+
+    /// Whether its last token is learned and is one that ends a turn.
+    pub fn ends_with(&self, end: impl Fn(u32) -> bool) -> bool {
+        // some templates write a line's end after the turn's
+        let last = self.trained.iter().rposition(|t| *t);
+        last.is_some_and(|i| end(self.tokens[i]))
+    }
+}
 
 /// What becomes of a row that is longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,6 +227,32 @@ impl Set {
     pub fn overlap(&self, other: &Set) -> usize {
         let there: HashSet<&[u32]> = other.examples.iter().map(|e| &e.tokens[..]).collect();
         self.examples.iter().filter(|e| there.contains(&e.tokens[..])).count()
+    }
+
+    /// Takes out the units that have a sequence in `other`, token for token; how many sequences they were.
+    pub fn drop_overlap(&mut self, other: &Set) -> usize {
+        let there: HashSet<&[u32]> = other.examples.iter().map(|e| &e.tokens[..]).collect();
+        let (before, arity) = (self.examples.len(), self.signal().arity());
+        let new = |unit: &[Example]| unit.iter().all(|e| !there.contains(&e.tokens[..]));
+        let keep: Vec<bool> = self.examples.chunks(arity).map(new).collect();
+        let mut at = 0..;
+        self.examples.retain(|_| keep[at.next().unwrap_or(0) / arity]);
+        let mut at = 0..;
+        self.origins.retain(|_| keep[at.next().unwrap_or(0) / arity]);
+        before - self.examples.len()
+    }
+
+    /// Rows whose last learned token is not one that ends a turn, by number: nothing in them teaches to stop.
+    pub fn open_ended(&self, end: impl Fn(u32) -> bool) -> Vec<usize> {
+        let mut open = Vec::new();
+        let both = self.examples.iter().zip(&self.origins);
+        for (i, (example, origin)) in both.enumerate() {
+            let last = self.origins.get(i + 1).is_none_or(|next| next.row != origin.row);
+            if last && !example.ends_with(&end) {
+                open.push(origin.row);
+            }
+        }
+        open
     }
 
     /// SHA-256 over all tokens, what is learned of them and what is said of it: equal only for the same examples in the

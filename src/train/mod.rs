@@ -6,6 +6,7 @@
 //! trainer     one optimiser step                       plan        what a run will take
 //! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
+//! guard       when a run is going nowhere
 //! ```
 
 mod checkpoint;
@@ -13,6 +14,7 @@ mod compare;
 mod event;
 mod examples;
 mod fields;
+mod guard;
 mod head;
 mod judged;
 pub mod objective;
@@ -26,12 +28,13 @@ mod trainer;
 
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
 pub use compare::Rewards;
-pub use event::{Event, Flow, Outcome, Started, Stepped, Summary};
-pub use examples::{DAY, Encoder, Facts, Long, Origin, Role, Set, Signal};
+pub use event::{Ending, Event, Flow, Outcome, Started, Stepped, Summary};
+pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Role, Set, Signal};
+pub use guard::Baseline;
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
 pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;
 pub use schedule::{Recipe, Shape};
-pub use trainer::{Example, Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};
+pub use trainer::{Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};

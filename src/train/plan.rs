@@ -70,6 +70,12 @@ pub struct RunOptions {
     pub checkpoint_every: Option<u64>,
     /// Time between checkpoints. There is always one when a run stops and at its end.
     pub checkpoint_after: Option<Duration>,
+    /// Whether a loss that stays far above its mean ends the run; see [`Baseline`](super::Baseline).
+    pub guard: bool,
+    /// Ends the run after so many evaluations without a better one.
+    pub early_stop: Option<u64>,
+    /// Whether the layer of the best evaluation is what is left at the end, instead of the last.
+    pub keep_best: bool,
     /// What to do about a checkpoint that is there.
     pub start: Start,
     /// Instructions to use.
@@ -103,6 +109,9 @@ impl RunOptions {
             eval_every: None,
             checkpoint_every: None,
             checkpoint_after: Some(Duration::from_secs(300)),
+            guard: true,
+            early_stop: None,
+            keep_best: false,
             start: Start::New,
             parent: None,
             level,
@@ -157,7 +166,7 @@ pub struct RunPlan {
     pub goal: Goal,
     /// What the trainer is planned for.
     pub options: TrainOptions,
-    /// Memory besides the mapped file and the rows.
+    /// Memory besides the mapped file.
     pub memory: Memory,
 }
 
@@ -192,11 +201,24 @@ impl RunPlan {
             let what = if matches!(options.length, Length::Steps(_)) { "max-steps" } else { "epochs" };
             wrong.push(Error::expected(Kind::Argument, what, "at least one step, and an end", steps));
         }
-        for (name, every) in
-            [("eval-every", options.eval_every), ("checkpoint-every", options.checkpoint_every)]
-        {
+        for (name, every) in [
+            ("eval-every", options.eval_every),
+            ("checkpoint-every", options.checkpoint_every),
+            ("early-stop", options.early_stop),
+        ] {
             if every == Some(0) {
                 wrong.push(Error::expected(Kind::Argument, name, "at least 1", 0));
+            }
+        }
+        for (name, asked) in [("early-stop", options.early_stop.is_some()), ("keep-best", options.keep_best)]
+        {
+            if asked && (data.eval.examples.is_empty() || options.eval_every.is_none()) {
+                let needs = "evaluation rows, and steps between evaluations (eval-every)";
+                let found = match data.eval.examples.is_empty() {
+                    true => "no evaluation rows",
+                    false => "evaluations before the first step and after the last only",
+                };
+                wrong.push(Error::expected(Kind::Argument, name, needs, found));
             }
         }
         for (i, e) in data.train.examples.iter().chain(&data.eval.examples).enumerate() {
@@ -223,7 +245,7 @@ impl RunPlan {
         };
         wrong.refuse("the run cannot start")?;
         let goal = goal.expect("nothing is wrong");
-        let dropout = options.dropout > 0.0;
+        let (dropout, keep_best) = (options.dropout > 0.0, options.keep_best);
         let options = TrainOptions {
             level: options.level,
             threads: options.threads,
@@ -239,6 +261,14 @@ impl RunPlan {
             let remembered = if goal.objective.reference { 8 * examples as u64 } else { 0 };
             let bytes = Comparing::bytes(&goal, window, options.sequences, options.context) + remembered;
             memory.parts.push(("judged rows", bytes));
+        }
+        let copy = 4 * layer.len() as u64;
+        let rows = data.train.examples.iter().chain(&data.eval.examples);
+        // tokens and marks, and what holds them
+        memory.parts.push(("data rows", rows.map(|e| 5 * e.tokens.len() as u64 + 112).sum()));
+        memory.parts.push(("the layer of the last good step", copy));
+        if keep_best {
+            memory.parts.push(("the layer of the best evaluation", copy));
         }
         Ok(RunPlan {
             steps: steps as u64,
@@ -303,6 +333,17 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("beta1", r.beta1);
     terms.set("beta2", r.beta2);
     terms.set("epsilon", r.epsilon);
+    // When it ends, and with which of its layers.
+    terms.set("divergence-guard", o.guard);
+    if let Some(n) = o.early_stop {
+        terms.set("early-stop", n);
+    }
+    if o.keep_best {
+        terms.set("keep-best", true);
+    }
+    if let Some(n) = o.eval_every.filter(|_| o.keep_best || o.early_stop.is_some()) {
+        terms.set("eval-every", n);
+    }
     terms.set("kv", o.kv.name());
     // The order of floating-point sums.
     terms.set("level", o.level.name());

@@ -9,16 +9,19 @@
 //! depend on its [`Terms`] alone, and a checkpoint of other terms is refused. Threads, what is kept for the backward
 //! pass, evaluations and checkpoints are not among them.
 //!
-//! On a loss that is not a number the run ends with an error. The parameters that gave it are not worth keeping: a
-//! checkpoint of exactly them is dropped if the one before it is there.
+//! Where a guard ends a run (see [`Baseline`](super::Baseline)) the layer goes back to the last good step. Numbers that
+//! gave a loss which is none are not worth keeping: a checkpoint of exactly them is dropped if the one before it is
+//! there. If nothing was learned before that, the run ends with an error.
 
 use super::checkpoint::{Arrays, Checkpoint, Evaluation, Progress, SLOTS, Store, Terms};
-use super::event::{Event, Flow, Outcome, Started, Stepped, Summary};
+use super::event::{Ending, Event, Flow, Outcome, Started, Stepped, Summary};
+use super::guard;
 use super::plan::{Data, RunOptions, RunPlan, Start, terms};
 use super::{Example, Order, Set, Signal, StepReport, Trainer};
 use crate::adapter::{Adapter, Lora, Manifest};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
+use crate::tensor::Slots;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +41,11 @@ pub struct Run {
     /// Log-probabilities without the layer of the sequences of both sets, as far as they were needed; empty without a
     /// reference.
     references: [Vec<f64>; 2],
+    /// The layer of the last good step, and that of the best evaluation if it is wanted.
+    good: Slots<Vec<f32>>,
+    best: Slots<Vec<f32>>,
+    /// Whether a guard has ended it.
+    halted: bool,
     /// Rows computed by this process, and the seconds that took.
     speed: (u64, f64),
 }
@@ -90,6 +98,8 @@ impl Run {
         }
         let unknown = |set: &Set| vec![f64::NAN; if objective.reference { set.examples.len() } else { 0 }];
         let references = [unknown(&data.train), unknown(&data.eval)];
+        let good = guard::room(trainer.layer().params(), true);
+        let best = guard::room(trainer.layer().params(), o.keep_best);
         let mut run = Run {
             trainer,
             data: Arc::new(data),
@@ -101,6 +111,9 @@ impl Run {
             progress: Progress::default(),
             checkpoints: None,
             references,
+            good,
+            best,
+            halted: false,
             speed: (0, 0.0),
         };
         if let Some(store) = store {
@@ -173,7 +186,7 @@ impl Run {
     }
 
     fn restore(&mut self, from: &Checkpoint) -> Result<()> {
-        let progress = from.restore(&self.terms, self.arrays())?;
+        let progress = from.restore(&self.terms, &self.arrays())?;
         let mut wrong = Findings::default();
         if progress.steps > self.plan.steps {
             let most = format!("at most {}, the steps of the run", self.plan.steps);
@@ -193,10 +206,14 @@ impl Run {
     fn arrays(&self) -> Arrays<'_> {
         let [first, second] = self.trainer.moments();
         let layer = self.trainer.layer().params();
-        Arrays { names: &self.names, sets: [("layer", layer), ("first", first), ("second", second)] }
+        let mut sets = vec![("layer", layer), ("first", first), ("second", second), ("good", &self.good)];
+        if self.options.keep_best {
+            sets.push(("best", &self.best));
+        }
+        Arrays { names: &self.names, sets }
     }
 
-    /// The layer, as far as it has learned.
+    /// The layer, as far as it has learned; at the end the one that is left.
     pub fn layer(&self) -> &Arc<Lora> {
         self.trainer.layer()
     }
@@ -209,6 +226,18 @@ impl Run {
         let model = self.trainer.model();
         let manifest = Manifest { parent: self.options.parent, ..summary.manifest(model) };
         Adapter::new(name, self.layer().copy(), manifest, model.program())
+    }
+
+    /// As [`Run::adapter`], when the run is over: its memory goes before the adapter takes any.
+    ///
+    /// # Errors
+    /// As [`Adapter::new`].
+    pub fn into_adapter(self, name: &str, summary: &Summary) -> Result<Adapter> {
+        let model = Arc::clone(self.trainer.model());
+        let (layer, parent) = (Arc::clone(self.layer()), self.options.parent);
+        drop(self);
+        let manifest = Manifest { parent, ..summary.manifest(&model) };
+        Adapter::new(name, layer.copy(), manifest, model.program())
     }
 
     /// The plan.
@@ -247,10 +276,13 @@ impl Run {
     /// Steps allocate nothing.
     ///
     /// # Errors
-    /// `Numeric` if a loss or a gradient is not a number, naming the step and what else is known; `Io` if a checkpoint
-    /// cannot be written: the one before it is then still whole. The run may be continued from
-    /// [`Run::checkpoint`] in both cases.
+    /// `Numeric` if a loss or a gradient is not a number before anything was learned, naming the step and what else is
+    /// known; `Io` if a checkpoint cannot be written: the one before it is then still whole, and the run may be
+    /// continued from [`Run::checkpoint`]; `Argument` if a guard has ended it before.
     pub fn go(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Outcome> {
+        if self.halted {
+            return Err(Error::new(Kind::Argument, "the run was ended by a guard; it cannot go on"));
+        }
         let start = Instant::now();
         let data = Arc::clone(&self.data);
         let mut window: Vec<&Example> = Vec::with_capacity(self.order.rows_of_window());
@@ -259,10 +291,23 @@ impl Run {
         if self.say_started(observer) == Flow::Stop {
             return self.stop(observer);
         }
-        while self.evaluate(observer)? == Flow::Go {
-            if self.progress.steps == self.plan.steps {
+        let layer = Arc::clone(self.trainer.layer());
+        loop {
+            match self.evaluate(observer) {
+                Ok(Flow::Go) => {}
+                Ok(Flow::Stop) => break,
+                Err(e) => {
+                    let at = format!("evaluation after step {}", self.progress.steps);
+                    return self.failed(e, at, start, observer);
+                }
+            }
+            let early = self.exhausted();
+            if self.progress.steps == self.plan.steps || early {
                 self.save(observer)?;
-                let summary = self.summary(start.elapsed().as_secs_f64());
+                let all = self.progress.steps == self.plan.steps;
+                let ending = if all { Ending::Done } else { Ending::EarlyStop };
+                let left = self.leave_best().unwrap_or(self.progress.steps);
+                let summary = self.summary(start.elapsed().as_secs_f64(), left, ending);
                 observer(&Event::Finished(&summary));
                 return Ok(Outcome::Finished(summary));
             }
@@ -270,19 +315,31 @@ impl Run {
             let units = self.order.window(cursor);
             let rows = units.iter().flat_map(|u| data.train.unit(*u as usize)).map(|e| e.rows() as u64).sum();
             let begun = Instant::now();
+            let (progress, good, guarded) = (&mut self.progress, &self.good, self.options.guard);
+            let take = &mut |report: &StepReport| {
+                let high = guarded && progress.baseline.take(report.loss);
+                if !high {
+                    guard::copy(layer.params(), good);
+                    progress.good = Some(progress.steps);
+                }
+                !progress.baseline.diverged()
+            };
             let (recipe, of) = (&self.options.recipe, self.plan.steps);
             let done = if self.plan.goal.objective.signal == Signal::Shown {
                 window.clear();
                 window.extend(units.iter().map(|i| &data.train.examples[*i as usize]));
-                self.trainer.step(&window, recipe, of).map(|report| (report, None))
+                let done = self.trainer.step_if(&window, recipe, of, take);
+                done.map(|done| done.map(|report| (report, None)))
             } else {
                 let (trainer, references) = (&mut self.trainer, &mut self.references[0]);
-                let done = trainer.compare(&data.train, units, references, Some((recipe, of)));
-                done.map(|(report, rewards)| (report, Some(rewards)))
+                let done = trainer.compare_if(&data.train, units, references, Some((recipe, of)), take);
+                done.map(|done| done.map(|(report, rewards)| (report, Some(rewards))))
             };
+            let at = || format!("step {}", self.progress.steps + 1);
             let (report, rewards) = match done {
-                Ok(done) => done,
-                Err(e) => return Err(self.failed(e, format!("step {}", self.progress.steps + 1), observer)),
+                Ok(Some(done)) => done,
+                Ok(None) => return self.diverged(at(), start),
+                Err(e) => return self.failed(e, at(), start, observer),
             };
             self.count(report, rows, begun.elapsed().as_secs_f64());
             let speed = self.speed.0 as f64 / self.speed.1.max(1e-9);
@@ -350,22 +407,33 @@ impl Run {
         let of = rows.len();
         let go_on = &mut |done| observer(&Event::Evaluating { done, of }) == Flow::Go;
         let done = if self.plan.goal.objective.signal == Signal::Shown {
-            self.trainer.evaluate_while(rows, go_on).map(|done| done.map(|(loss, n)| (loss, n, None)))
+            self.trainer.evaluate_while(rows, go_on)?.map(|(loss, n)| (loss, n, None))
         } else {
             let (window, references) = (self.order.rows_of_window(), &mut self.references[1]);
-            let done = self.trainer.evaluate_compared(&self.data.eval, window, references, go_on);
-            done.map(|done| done.map(|(report, r)| (report.loss, report.tokens, Some(r.accuracies))))
+            let done = self.trainer.evaluate_compared(&self.data.eval, window, references, go_on)?;
+            done.map(|(report, r)| (report.loss, report.tokens, Some(r.accuracies)))
         };
-        match done {
-            Ok(None) => Ok(Flow::Stop),
-            Ok(Some((loss, tokens, accuracy))) => {
-                let evaluation = Evaluation { step, loss, tokens: tokens as u64, accuracy };
-                self.progress.evaluations.push(evaluation);
-                self.checkpoints.iter_mut().for_each(|c| c.unsaved = true);
-                Ok(observer(&Event::Evaluated(evaluation)))
-            }
-            Err(e) => Err(self.failed(e, format!("evaluation after step {step}"), observer)),
+        let Some((loss, tokens, accuracy)) = done else { return Ok(Flow::Stop) };
+        let evaluation = Evaluation { step, loss, tokens: tokens as u64, accuracy };
+        self.progress.evaluations.push(evaluation);
+        if self.options.keep_best && self.progress.best() == Some(self.progress.evaluations.len() - 1) {
+            guard::copy(self.trainer.layer().params(), &self.best);
         }
+        self.checkpoints.iter_mut().for_each(|c| c.unsaved = true);
+        Ok(observer(&Event::Evaluated(evaluation)))
+    }
+
+    /// Whether the last evaluations brought nothing better, so many that the run is to end.
+    fn exhausted(&self) -> bool {
+        let since = self.progress.best().map_or(0, |best| self.progress.evaluations.len() - 1 - best);
+        self.options.early_stop.is_some_and(|n| since as u64 >= n)
+    }
+
+    /// Takes the layer of the best evaluation back, if it was kept; the steps behind it.
+    fn leave_best(&self) -> Option<u64> {
+        let best = self.progress.best().filter(|_| self.options.keep_best)?;
+        guard::copy(&self.best, self.trainer.layer().params());
+        Some(self.progress.evaluations[best].step)
     }
 
     fn checkpoint_due(&self) -> bool {
@@ -381,7 +449,7 @@ impl Run {
         let slot = same.or((0..SLOTS).min_by_key(|s| c.steps[*s])).unwrap_or(0); // an empty one before all
         let arrays = self.arrays();
         let done =
-            c.store.write(slot, &mut |out| Checkpoint::write(out, &self.terms, &self.progress, arrays));
+            c.store.write(slot, &mut |out| Checkpoint::write(out, &self.terms, &self.progress, &arrays));
         let flow = done.map(|()| {
             c.steps[slot] = Some(self.progress.steps);
             (c.last, c.unsaved) = (Instant::now(), false);
@@ -397,18 +465,25 @@ impl Run {
         Ok(Outcome::Stopped { step: self.progress.steps, of: self.plan.steps, checkpoint })
     }
 
-    /// What to say, and what to keep, when a step or an evaluation has failed.
-    fn failed(&mut self, error: Error, at: String, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Error {
+    /// Ends the run with what is known, and keeps what is good, when a step or an evaluation has failed.
+    fn failed(
+        &mut self,
+        error: Error,
+        at: String,
+        start: Instant,
+        observer: &mut dyn FnMut(&Event<'_>) -> Flow,
+    ) -> Result<Outcome> {
         let numeric = error.kind() == Kind::Numeric;
-        // A gradient that is not finite came after a loss that was: the parameters are good.
-        let good = error.places().iter().any(|p| matches!(p, Place::Tensor(_)));
+        // A gradient that is not finite came after a loss that was: the parameters are good, unless they are on
+        // their way to no good.
+        let finite = error.places().iter().any(|p| matches!(p, Place::Tensor(_)));
         let error = error.at(Place::Key(at));
         if !numeric {
-            return error;
+            return Err(error);
         }
         let mut wrong = Findings::default();
         wrong.push(error);
-        if good {
+        if finite {
             wrong.keep(self.save(observer));
         } else {
             let name = self.names.iter().zip(0..).find_map(|(name, i)| {
@@ -427,7 +502,40 @@ impl Run {
             };
             cause.into_iter().for_each(|e| wrong.push(e));
         }
-        wrong.refuse("the run cannot go on").expect_err("there is a finding")
+        let why = wrong.refuse("the run cannot go on").expect_err("there is a finding");
+        let here = finite && self.progress.baseline.high == 0;
+        self.halt(why, if here { Some(self.progress.steps) } else { None }, start)
+    }
+
+    /// Ends the run because its loss stays far above what it was.
+    fn diverged(&mut self, at: String, start: Instant) -> Result<Outcome> {
+        let text = format!(
+            "the loss has stayed far above its mean of {:.4} for {} steps",
+            self.progress.baseline.mean,
+            guard::PATIENCE
+        );
+        self.halt(Error::new(Kind::Numeric, text).at(Place::Key(at)), None, start)
+    }
+
+    /// Goes back to the best layer, to the one at hand if it is good (`here`, the steps behind it), or to the last good
+    /// one. Where that has learned nothing, there is only the error.
+    fn halt(&mut self, why: Error, here: Option<u64>, start: Instant) -> Result<Outcome> {
+        self.halted = true;
+        let left = match (self.leave_best(), here, self.progress.good) {
+            (Some(best), ..) => best,
+            (None, Some(here), _) => here,
+            (None, None, Some(good)) => {
+                guard::copy(&self.good, self.trainer.layer().params());
+                good
+            }
+            (None, None, None) => 0,
+        };
+        if left == 0 {
+            return Err(why);
+        }
+        let ending = Ending::Halted(why.to_string());
+        let summary = self.summary(start.elapsed().as_secs_f64(), left, ending);
+        Ok(Outcome::Halted { summary, why })
     }
 
     /// Forgets a checkpoint of exactly these parameters, if there is one before it or they are `broken`.
@@ -443,11 +551,13 @@ impl Run {
         }
     }
 
-    fn summary(&self, seconds: f64) -> Summary {
+    fn summary(&self, seconds: f64, layer: u64, ending: Ending) -> Summary {
         let p = &self.progress;
         let (first_loss, last_loss) = p.losses.unwrap_or((f64::NAN, f64::NAN));
         Summary {
             steps: p.steps,
+            layer,
+            ending,
             epochs: p.steps as f64 / self.plan.steps_per_epoch as f64,
             trained: p.trained,
             rows: p.rows,

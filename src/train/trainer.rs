@@ -9,6 +9,7 @@
 //! ```
 
 use super::compare::Comparing;
+use super::examples::Example;
 use super::head::{HEAD_ROWS, Head, Pass, Target};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
@@ -27,27 +28,6 @@ use std::sync::Arc;
 
 /// The most sequences in one micro-batch.
 pub const MOST_SEQUENCES: usize = 256;
-
-/// A sequence to learn from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Example {
-    /// Its tokens.
-    pub tokens: Vec<u32>,
-    /// Which tokens are predicted and counted; the first never is.
-    pub trained: Vec<bool>,
-}
-
-impl Example {
-    /// Rows it takes in a batch: the last token predicts nothing.
-    pub fn rows(&self) -> usize {
-        self.tokens.len().saturating_sub(1)
-    }
-
-    /// Tokens that are predicted and counted.
-    pub fn count(&self) -> usize {
-        self.trained.iter().skip(1).filter(|t| **t).count()
-    }
-}
 
 /// What is kept between forward and backward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,6 +355,22 @@ impl Trainer {
         recipe: &Recipe,
         of_steps: u64,
     ) -> Result<StepReport> {
+        let done = self.step_if(examples, recipe, of_steps, &mut |_| true)?;
+        Ok(done.expect("nobody prevents it"))
+    }
+
+    /// As [`Trainer::step`], but asks, once the gradients are there, whether to use them; `None` if not, and then
+    /// nothing has changed.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn step_if<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        recipe: &Recipe,
+        of_steps: u64,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<StepReport>> {
         let tokens: usize = examples.iter().map(|e| e.borrow().count()).sum();
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
@@ -390,8 +386,7 @@ impl Trainer {
         let loss = sums.sum::<Result<f64>>();
         self.memory.passes = passes;
         let loss = loss?;
-        let (grad_norm, rate) = self.update(recipe, of_steps)?;
-        Ok(StepReport { loss: loss / tokens as f64, tokens, grad_norm, rate })
+        self.update(recipe, of_steps, loss / tokens as f64, tokens, go_on)
     }
 
     pub(super) fn clear_grads(&self) {
@@ -400,11 +395,22 @@ impl Trainer {
         }
     }
 
-    /// Moves the parameters by the gradients; says their norm and the rate.
-    pub(super) fn update(&mut self, recipe: &Recipe, of_steps: u64) -> Result<(f64, f64)> {
+    /// Moves the parameters by the gradients of a window of this loss, unless `go_on` is against it.
+    pub(super) fn update(
+        &mut self,
+        recipe: &Recipe,
+        of_steps: u64,
+        loss: f64,
+        tokens: usize,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<StepReport>> {
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
+        let report = StepReport { loss, tokens, grad_norm, rate };
+        if !go_on(&report) {
+            return Ok(None);
+        }
         let with = recipe.adamw(t, rate, grad_norm);
         let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
         self.backend.each(layer.parts().len(), &|i| {
@@ -412,7 +418,7 @@ impl Trainer {
             adam::adamw(level, with, &mut p, &g, &mut moments[0].get(i), &mut moments[1].get(i));
         });
         self.steps = t;
-        Ok((grad_norm, rate))
+        Ok(Some(report))
     }
 
     fn grad_norm(&self) -> Result<f64> {

@@ -23,9 +23,27 @@ pub struct Args {
     /// Hold this share of the rows out to evaluate on
     #[arg(long, value_name = "F", help_heading = "Data")]
     pub eval_split: Option<f64>,
+    /// Leave training rows out that are evaluation rows too
+    #[arg(long, help_heading = "Data")]
+    pub drop_overlap: bool,
+    /// Rows on which nothing is to change: the loss before and after, and how far the answers are from the base's
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub control: Option<PathBuf>,
+    /// Scale the layer down until it is at most X nats a token (KL) away from the base on the control rows
+    #[arg(long, value_name = "X", requires = "control", help_heading = "Data")]
+    pub max_forgetting: Option<f64>,
+    /// Only show rows as tokens, with what is trained of them: the first N of each file, 4 unless told
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "4", help_heading = "Data")]
+    pub show_mask: Option<usize>,
     /// Also evaluate every N steps
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub eval_every: Option<u64>,
+    /// End after N evaluations without a better one (with --eval-every)
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub early_stop: Option<u64>,
+    /// Write the layer of the best evaluation instead of the last (with --eval-every)
+    #[arg(long, help_heading = "Data")]
+    pub keep_best: bool,
     /// The longest row, in tokens [default: the model's context, up to 1024]
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub ctx: Option<usize>,
@@ -141,15 +159,22 @@ pub struct Args {
     /// Seconds between checkpoints; there is always one at the end and at Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 300, help_heading = "Run")]
     pub checkpoint_seconds: u64,
+    /// Go on even where the loss stays far above its mean. Otherwise 8 steps in a row above mean + max(1, 6·deviation),
+    /// over the last 50, end the run, and the layer goes back to before them
+    #[arg(long, help_heading = "Run")]
+    pub no_divergence_guard: bool,
     /// The most memory to plan with, besides the mapped base, such as 6GiB [default: 2GiB, or what is needed]
     #[arg(long, value_name = "BYTES", value_parser = size, help_heading = "Run")]
     pub memory: Option<u64>,
-    /// Only show what the run would take
+    /// Only show what the run would take, in memory and time: two steps are taken and thrown away
     #[arg(long, help_heading = "Run")]
     pub plan: bool,
     /// One JSON object per step
     #[arg(long, value_name = "FILE.jsonl", help_heading = "Run")]
     pub log: Option<PathBuf>,
+    /// A page that tells the run: curves, answers before and after, recipe, data, environment
+    #[arg(long, value_name = "FILE.html", help_heading = "Run")]
+    pub report: Option<PathBuf>,
     /// Prompts, one a line, answered without and with the layer at the end [default: NAME.prompts.txt beside the data]
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub samples: Option<PathBuf>,
@@ -176,6 +201,12 @@ impl Args {
             ("undesirable-weight", self.undesirable_weight),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// Whether a layer that is there may be replaced: if it was said, or when a run goes on that was told so, or that
+    /// ended between writing its layer and removing its checkpoint.
+    pub fn replaces(&self) -> bool {
+        self.overwrite || (self.resume && super::output::checkpoint(&self.output).is_some())
     }
 }
 

@@ -1,67 +1,71 @@
 //! `onlay train`: rows in, a layer out.
 
+mod chart;
+mod control;
 mod flags;
+mod mask;
 mod output;
+mod plan;
+mod prepare;
+mod report;
 mod watch;
 
 pub use flags::Args;
 
-use super::{open, options, samples, stop, terminal};
+use super::{samples, stop, terminal};
 use anyhow::{Context, Result};
-use onlay::adapter::{Adapter, Lora, Part, Targets, Worn};
-use onlay::error::{Error, Findings, Kind};
+use control::Control;
+use onlay::adapter::{Adapter, Part, Worn};
 use onlay::model::Model;
-use onlay::rng::Rng;
-use onlay::train::objective::Goal;
-use onlay::train::{
-    CONTEXT, Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set,
-    Start, Summary, peak_memory, split,
-};
+use onlay::train::{Ending, Files, Outcome, Run, SLOTS, Store, Summary, peak_memory};
 use output::{Log, Output};
+use prepare::Prepared;
 use serde_json::json;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use watch::Watch;
-
-/// Memory that a run may take for speed unless told.
-const COMFORT: u64 = 2 << 30;
 
 /// Tokens of a sample answer.
 const SAMPLE: usize = 64;
 
-/// Everything a run is made of.
-struct Prepared {
-    model: Arc<Model>,
-    layer: Lora,
-    data: Data,
-    options: RunOptions,
-    prompts: Vec<String>,
-}
-
 pub fn main(args: Args) -> Result<()> {
     stop::listen()?;
-    let prepared = prepare(&args)?;
-    if args.plan {
-        return show_plan(&args, &prepared);
+    let prepared = prepare::prepare(&args)?;
+    if let Some(most) = args.show_mask {
+        let Prepared { model, data, control, .. } = &prepared;
+        for (name, set) in [("train", &data.train), ("eval", &data.eval), ("control", control)] {
+            if !set.examples.is_empty() {
+                mask::show(name, set, model, most)?;
+            }
+        }
+        let overlap = data.eval.overlap(&data.train);
+        if overlap > 0 {
+            let text = "evaluation rows are also trained on; --drop-overlap leaves those out of training";
+            terminal::line(format_args!("{overlap} {text}"))?;
+        }
+        return Ok(());
     }
-    let Prepared { model, layer, data, options, prompts } = prepared;
-    let output = Output::claim(&args.output, args.overwrite)?;
+    if args.plan {
+        return plan::show(&args, &prepared);
+    }
+    let Prepared { model, layer, data, options, prompts, control, dropped } = prepared;
+    let eval = if args.max_forgetting.is_some() { data.eval.clone() } else { Default::default() };
+    args.report.iter().chain(&args.log).for_each(|path| output::sweep(path));
+    let output = Output::claim(&args.output, args.replaces())?;
     let mut run =
         Run::new(Arc::clone(&model), layer, data, options, Some(Box::new(Files::beside(output.path()))))?;
-    let log = args.log.as_ref().map(|p| Log::open(p, run.progress().steps, args.resume));
+    let log = args.log.as_ref().map(|p| Log::open(p, run.progress(), args.resume));
     let mut watch = Watch::new(log.transpose()?);
     let done = run.go(&mut |event| {
         watch.see(event);
         stop::flow()
     });
     watch.end();
-    match done {
+    let (summary, why) = match done {
         Err(e) => {
             let kept = run.checkpoint().map_or(String::new(), |(step, place)| {
                 format!("; --resume goes on from step {step} ({})", place.display())
             });
-            Err(e).with_context(|| format!("the run ended early{kept}"))
+            return Err(e).with_context(|| format!("the run ended early{kept}"));
         }
         Ok(Outcome::Stopped { step, of, checkpoint }) => {
             let kept = checkpoint.map_or("nothing was saved".into(), |p| {
@@ -69,203 +73,44 @@ pub fn main(args: Args) -> Result<()> {
             });
             anyhow::bail!("stopped after step {step} of {of}; {kept}")
         }
-        Ok(Outcome::Finished(summary)) => {
-            let name = output.name();
-            let adapter = run.adapter(&name, &summary)?;
-            let bytes = output.write(&adapter, &model)?;
-            run.remove_checkpoints()?;
-            let adapter = Arc::new(adapter);
-            drop(run); // its memory, before samples are taken
-            finish(&args, &model, adapter, &summary, bytes, &prompts)
-        }
-    }
-}
-
-/// Reads and checks everything that can be known before memory is taken, and reports all of it at once.
-fn prepare(args: &Args) -> Result<Prepared> {
-    let model = open::model(&args.model)?;
-    let mut wrong = Findings::default();
-    let mut reads = vec![("the base", args.model.as_path()), ("the data", &args.data)];
-    reads.extend(args.eval_data.iter().map(|p| ("the evaluation data", p.as_path())));
-    reads.extend(args.init_adapter.iter().map(|p| ("the layer to begin with", p.as_path())));
-    wrong.keep(Output::check(&args.output, args.overwrite || args.plan, &reads));
-    wrong.keep(output::no_checkpoint(&args.output, args.overwrite || args.resume || args.plan));
-    let log_may_exist = args.overwrite || args.resume || args.plan;
-    wrong.keep(args.log.as_ref().map_or(Ok(()), |log| Output::check(log, log_may_exist, &reads)));
-    let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    let mut progress = terminal::Progress::new();
-    let mut read = |path: &Path| -> onlay::Result<Set> {
-        let format = args.data_format;
-        let rows = Rows::read(path, format)?;
-        if !rows.ignored.is_empty() {
-            let keys: Vec<_> = rows.ignored.iter().map(String::as_str).collect();
-            terminal::warn(format_args!("{}: keys that are not used: {}", path.display(), keys.join(", ")));
-        }
-        let chat = Encoder::chat_of(&model)?;
-        let context = args.ctx.unwrap_or(model.program().context.min(CONTEXT));
-        let mut encoder = Encoder::new(&model, chat.as_ref(), context);
-        encoder.long = if args.truncate { Long::Truncate } else { Long::Refuse };
-        encoder.parse_special = args.parse_special;
-        encoder.encode(&rows, &mut |done, of| {
-            progress.show(|| format!("reading {}: {done} of {of} rows", path.display()));
-            stop::flow()
-        })
+        Ok(Outcome::Finished(summary)) => (summary, None),
+        Ok(Outcome::Halted { summary, why }) => (summary, Some(why)),
     };
-    let train = wrong.keep(read(&args.data));
-    let eval = args.eval_data.as_ref().map(|path| wrong.keep(read(path)));
-    progress.clear();
-    let data = match (train, eval, args.eval_split) {
-        (Some(train), None, Some(share)) => {
-            wrong.keep(split(train, share, args.seed)).map(|(train, eval)| Data { train, eval })
-        }
-        (Some(train), eval, _) => Some(Data { train, eval: eval.flatten().unwrap_or_default() }),
-        (None, ..) => None,
-    };
-    let mut options = RunOptions {
-        length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
-        batch_size: args.batch_size,
-        grad_accumulation: args.grad_accumulation,
-        objective: args.objective,
-        numbers: args.numbers(),
-        recipe: Recipe {
-            rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
-            shape: args.schedule,
-            warmup: args.warmup_steps,
-            decay: args.weight_decay,
-            max_norm: args.max_grad_norm,
-            ..Recipe::default()
-        },
-        dropout: args.dropout,
-        seed: args.seed,
-        shuffle: !args.no_shuffle,
-        pack: !args.no_pack,
-        eval_every: args.eval_every,
-        checkpoint_every: args.checkpoint_every,
-        checkpoint_after: Some(Duration::from_secs(args.checkpoint_seconds)),
-        start: match (args.resume, args.overwrite) {
-            (true, _) => Start::Resume,
-            (_, true) => Start::Over,
-            _ => Start::New,
-        },
-        parent: parent.flatten(),
-        kv: args.kv.kv,
-        ..RunOptions::new(options::level()?, args.machine.count())
-    };
-    let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
-    let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
-    if let (Some(layer), Some(data)) = (&layer, &data) {
-        wrong.keep(fit(args, &model, layer, data, &mut options));
+    // the memory of the run goes, before anything else is computed
+    let mut adapter = run.into_adapter(&output.name(), &summary)?;
+    let mut held = None;
+    if !control.examples.is_empty() {
+        let unwritten =
+            "the layer is not written; the same command with --resume goes on from its last checkpoint";
+        let (scaled, found) = control::hold(&args, &model, adapter, &control, &eval).context(unwritten)?;
+        (adapter, held) = (scaled, Some(found));
     }
-    wrong.refuse("the run cannot start")?;
-    let (layer, data) = (layer.expect("nothing is wrong"), data.expect("nothing is wrong"));
-    Ok(Prepared { model, layer, data, options, prompts })
+    let bytes = output.write(&adapter, &model)?;
+    let done = Done { summary, adapter: Arc::new(adapter), bytes, control: held, dropped };
+    finish(&args, &model, &done, &prompts, &watch)?;
+    // The last thing: whenever the process dies before, --resume ends the same way.
+    let mut checkpoints = Files::beside(output.path());
+    (0..SLOTS).try_for_each(|slot| checkpoints.remove(slot))?;
+    match why {
+        None => Ok(()),
+        Some(why) => Err(why).with_context(|| {
+            let (out, step) = (args.output.display(), done.summary.layer);
+            format!("a guard ended the run; {out} has the layer of step {step}, the last that was good")
+        }),
+    }
 }
 
-/// The layer before the first step, and the id of the one that it continues.
-fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> {
-    if let Some(path) = &args.init_adapter {
-        let (adapter, warnings) = Adapter::open(path, model)?;
-        warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
-        return Ok((adapter.to_lora(), Some(*adapter.id())));
-    }
-    let alpha = args.alpha.unwrap_or(2.0 * args.rank as f64);
-    let scale = Part::scale_of(alpha, args.rank, args.rslora);
-    let mut layer = Targets::parse(&args.targets)?.layer(model.program(), args.rank, scale)?;
-    layer.start(&mut Rng::new(args.seed));
-    Ok((layer, None))
-}
-
-/// Takes what is fastest within the memory that was promised.
-fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunOptions) -> onlay::Result<()> {
-    let most = args.memory.unwrap_or(COMFORT);
-    let mut least = u64::MAX;
-    // A goal that cannot be had is refused by the plan, with everything else.
-    let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
-    let context = model.program().context;
-    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
-    for (keep, rows) in [
-        (Keep::Registers, None),
-        (Keep::Streams, None),
-        (Keep::Streams, Some(256)),
-        (Keep::Streams, Some(128)),
-        (Keep::Streams, Some(longest)),
-    ] {
-        // Fewer rows at a time than the longest sequence has is no plan, more than the default no saving.
-        if rows.is_some_and(|r| r < longest || r > 512) && rows != Some(longest) {
-            continue;
-        }
-        let tried = RunOptions { keep, rows_of_a_pass: rows, ..options.clone() };
-        let plan = RunPlan::new(model, layer, data, &tried)?;
-        least = least.min(plan.memory.total());
-        let fits = plan.memory.total() <= most;
-        // Without a promise the slower way is enough; rows of a pass stay, they change bits.
-        if fits || (args.memory.is_none() && keep == Keep::Streams) {
-            *options = tried;
-            return Ok(());
-        }
-    }
-    let expected =
-        format!("at least {} ({least} bytes) for this model, layer and rows", terminal::bytes(least));
-    let found = format!("{} ({most} bytes)", terminal::bytes(most));
-    Err(Error::expected(Kind::Memory, "--memory", expected, found))
-}
-
-fn show_plan(args: &Args, prepared: &Prepared) -> Result<()> {
-    let Prepared { model, layer, data, options, .. } = prepared;
-    let plan = RunPlan::new(model, layer, data, options)?;
-    let facts = data.train.facts();
-    let total = plan.memory.total();
-    if args.json {
-        let parts: serde_json::Map<_, _> =
-            plan.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect();
-        return Ok(terminal::json(&json!({
-            "steps": plan.steps,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "objective": plan.goal.objective.name,
-            "parameters": layer.len(),
-            "memory_bytes": total,
-            "memory": parts,
-            "mapped_bytes": model.weights().file_len(),
-            "keeps": watch::keeps(plan.options.keep),
-            "rows_of_a_pass": plan.options.rows,
-            "rows": facts.rows,
-            "tokens": facts.tokens,
-            "trained_tokens": facts.trained,
-            "longest": facts.longest,
-        }))?);
-    }
-    terminal::line(watch::facts("train", &facts))?;
-    if !data.eval.examples.is_empty() {
-        terminal::line(watch::facts("eval", &data.eval.facts()))?;
-    }
-    terminal::line(watch::goal(&plan.goal))?;
-    terminal::line(format_args!(
-        "{} steps ({} an epoch), {} numbers are learned, {} rows a pass, {} for the backward pass",
-        plan.steps,
-        plan.steps_per_epoch,
-        layer.len(),
-        plan.options.rows,
-        watch::keeps(plan.options.keep),
-    ))?;
-    for (name, bytes) in plan.memory.parts.iter().filter(|(_, bytes)| *bytes > 0) {
-        terminal::line(format_args!("  {:>10}  {name}", terminal::bytes(*bytes)))?;
-    }
-    terminal::line(format_args!(
-        "  {:>10}  in all, besides the mapped base of {}",
-        terminal::bytes(total),
-        terminal::bytes(model.weights().file_len())
-    ))?;
-    Ok(())
-}
-
-fn finish(
-    args: &Args,
-    model: &Arc<Model>,
+/// What a run has left.
+pub struct Done {
+    summary: Summary,
     adapter: Arc<Adapter>,
-    summary: &Summary,
     bytes: u64,
-    prompts: &[String],
-) -> Result<()> {
+    control: Option<Control>,
+    dropped: usize,
+}
+
+fn finish(args: &Args, model: &Arc<Model>, done: &Done, prompts: &[String], watch: &Watch) -> Result<()> {
+    let Done { summary, adapter, bytes, control, dropped } = done;
     let parameters: usize = adapter.parts().iter().flatten().map(Part::len).sum();
     let speed = summary.rows as f64 / summary.seconds.max(1e-9);
     let peak = peak_memory();
@@ -284,19 +129,31 @@ fn finish(
             summary.first_loss,
             summary.last_loss,
         ))?;
+        if let Ending::EarlyStop = summary.ending {
+            let n = args.early_stop.unwrap_or(0);
+            terminal::line(format_args!("ended early: {n} evaluations brought nothing better"))?;
+        }
+        if summary.layer != summary.steps {
+            let why = if args.keep_best { "the best on held-out rows" } else { "the last good one" };
+            terminal::line(format_args!("the layer is that of step {}, {why}", summary.layer))?;
+        }
         terminal::line(format_args!(
             "wrote {} ({}, {parameters} numbers, id {})",
             args.output.display(),
-            terminal::bytes(bytes),
+            terminal::bytes(*bytes),
             &onlay::tensor::Identity::hex(adapter.id())[..12],
         ))?;
+        control.iter().try_for_each(Control::show)?;
     }
     let samples = if prompts.is_empty() {
         Vec::new()
     } else {
-        let worn = Arc::new(Worn::new(model.program(), vec![(adapter, 1.0)])?);
+        let worn = Arc::new(Worn::new(model.program(), vec![(Arc::clone(adapter), 1.0)])?);
         samples::take(model, &worn, prompts, SAMPLE, &args.machine, &args.kv)?
     };
+    if let Some(path) = &args.report {
+        report::write(path, args, model, done, &samples, watch)?;
+    }
     if args.json {
         let (before, after) = summary.before_and_after().unzip();
         let (right_before, right_after) = summary.accuracies().unzip();
@@ -305,6 +162,8 @@ fn finish(
             "output_bytes": bytes,
             "parameters": parameters,
             "steps": summary.steps,
+            "layer_step": summary.layer,
+            "ended": summary.ending.name(),
             "epochs": summary.epochs,
             "trained_tokens": summary.trained,
             "first_loss": summary.first_loss,
@@ -317,12 +176,17 @@ fn finish(
             "seconds": summary.seconds,
             "tokens_per_second": speed,
             "peak_rss_bytes": peak,
+            "control": control.as_ref().map(Control::json),
+            "overlap_dropped": dropped,
             "samples": samples.iter().map(samples::Sample::json).collect::<Vec<_>>(),
         }))?);
     }
     if !samples.is_empty() {
         terminal::line("\nThe same prompts without the layer and with it:")?;
         samples.iter().try_for_each(samples::Sample::show)?;
+    }
+    if let Some(path) = &args.report {
+        terminal::line(format_args!("\nreport: {}", path.display()))?;
     }
     Ok(())
 }

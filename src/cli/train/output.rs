@@ -4,9 +4,9 @@ use crate::cli::terminal;
 use anyhow::Result;
 use onlay::adapter::Adapter;
 use onlay::error::{Error, Kind, Place};
-use onlay::format::files::check_target;
+use onlay::format::files::{check_target, write_atomically};
 use onlay::model::Model;
-use onlay::train::{Files, SLOTS, Store};
+use onlay::train::{Files, Progress, SLOTS, Store};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -56,6 +56,7 @@ impl Output {
             // A file system without locks must not keep anyone from training.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        sweep(&without_slash(path));
         Ok(Output { path: path.into(), overwrite, lock, _held: held })
     }
 
@@ -88,17 +89,59 @@ impl Drop for Output {
     }
 }
 
+/// Removes what processes that were killed left half written for this output. Nobody else writes it now.
+pub fn sweep(output: &Path) {
+    let Some(name) = output.file_name().map(|n| n.to_string_lossy().into_owned()) else { return };
+    let mut beside = output.with_file_name("");
+    if beside.as_os_str().is_empty() {
+        beside = PathBuf::from(".");
+    }
+    let left = |found: &str| {
+        let rest = found.strip_prefix('.')?.strip_suffix(".tmp")?.strip_prefix(&name)?;
+        let rest = rest.strip_prefix(".checkpoint").unwrap_or(rest);
+        // process, count, time
+        let digits = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+        (rest
+            .strip_prefix(".2")
+            .filter(|r| r.starts_with('.'))
+            .unwrap_or(rest)
+            .strip_prefix('.')
+            .is_some_and(digits))
+        .then_some(())
+    };
+    for entry in fs::read_dir(beside).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().and_then(left).is_some() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A checkpoint beside this output.
+pub fn checkpoint(path: &Path) -> Option<PathBuf> {
+    let files = Files::beside(without_slash(path));
+    (0..SLOTS).map(|slot| files.place(slot)).find(|place| place.exists()).map(Path::to_path_buf)
+}
+
 /// Whether a run to this output begins where nobody else's work lies.
 pub fn no_checkpoint(path: &Path, known: bool) -> onlay::Result<()> {
-    let files = Files::beside(without_slash(path));
-    let there = (0..SLOTS).map(|slot| files.place(slot)).find(|place| place.exists());
-    match there.filter(|_| !known) {
+    match checkpoint(path).filter(|_| !known) {
         None => Ok(()),
         Some(place) => {
             let text = "a checkpoint of an earlier run: --resume goes on with it, --overwrite begins again";
-            Err(Error::new(Kind::Argument, text).at(Place::Path(place.into())))
+            Err(Error::new(Kind::Argument, text).at(Place::Path(place)))
         }
     }
+}
+
+/// Whether a file can be made where `path` is to be, found out by making one.
+pub fn writable(path: &Path) -> onlay::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.tmp", std::process::id()));
+    let probe = path.with_file_name(name);
+    File::create_new(&probe).map_err(|e| Error::io("create a file beside", path, e))?;
+    let _ = fs::remove_file(&probe);
+    Ok(())
 }
 
 /// A path that ends in a slash is a PEFT directory.
@@ -115,25 +158,36 @@ pub struct Log {
     path: PathBuf,
     file: File,
     failed: bool,
+    /// What it had when it was opened.
+    pub old: Vec<Value>,
 }
 
 impl Log {
-    /// A new log; or, in a run that is continued, the old one up to `done` steps: what was taken after the checkpoint
-    /// will be taken again.
-    pub fn open(path: &Path, done: u64, resume: bool) -> Result<Log> {
+    /// A new log; or, in a run that is continued, the old one up to where the checkpoint is: what came after will come
+    /// again.
+    pub fn open(path: &Path, progress: &Progress, resume: bool) -> Result<Log> {
         let io = |what: &str, e| Error::io(what, path, e);
-        let mut kept = String::new();
+        let (mut kept, mut lines) = (String::new(), Vec::new());
         if resume && path.exists() {
             let old = fs::read_to_string(path).map_err(|e| io("read", e))?;
-            let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
-            for line in old.lines().filter(|l| step(l).is_some_and(|s| s <= done)) {
-                kept.push_str(line);
-                kept.push('\n');
+            for line in old.lines() {
+                let Ok(value) = serde_json::from_str::<Value>(line) else { continue };
+                let Some(step) = value.get("step").and_then(Value::as_u64) else { continue };
+                let known = match value.get("eval_loss") {
+                    Some(_) => progress.evaluations.iter().any(|e| e.step == step),
+                    None => step <= progress.steps,
+                };
+                if known {
+                    kept.push_str(line);
+                    kept.push('\n');
+                    lines.push(value);
+                }
             }
         }
-        let mut file = File::create(path).map_err(|e| io("create", e))?;
-        file.write_all(kept.as_bytes()).map_err(|e| io("write", e))?;
-        Ok(Log { path: path.into(), file, failed: false })
+        // in one step, so that a process that is killed here leaves the old log
+        write_atomically(path, true, |out| out.write_all(kept.as_bytes()).map_err(|e| io("write", e)))?;
+        let file = File::options().append(true).open(path).map_err(|e| io("open", e))?;
+        Ok(Log { path: path.into(), file, failed: false, old: lines })
     }
 
     /// Adds a line. A log that cannot be written is said once and does not end the run.

@@ -4,6 +4,7 @@ use super::output::Log;
 use crate::cli::terminal::{self, Progress, bytes, duration};
 use onlay::train::objective::Goal;
 use onlay::train::{Event, Facts, Keep, Signal, Started, Stepped};
+use serde_json::Value;
 
 /// Shows events.
 pub struct Watch {
@@ -11,11 +12,35 @@ pub struct Watch {
     progress: Progress,
     /// A running mean of the loss: that of single steps jumps.
     smooth: Option<f64>,
+    /// Steps so far, those of a log that is continued among them.
+    pub points: Vec<Point>,
+    /// Lines about the rows.
+    pub rows: Vec<String>,
+    /// Evaluation rows that are also trained on.
+    pub overlap: usize,
+}
+
+/// One step as a report draws it.
+pub struct Point {
+    pub step: u64,
+    pub loss: f64,
+    pub rate: f64,
+    pub norm: f64,
 }
 
 impl Watch {
     pub fn new(log: Option<Log>) -> Self {
-        Watch { log, progress: Progress::new(), smooth: None }
+        let point = |line: &Value| {
+            let number = |key: &str| line.get(key)?.as_f64();
+            Some(Point {
+                step: line.get("step")?.as_u64()?,
+                loss: number("loss")?,
+                rate: number("lr")?,
+                norm: number("grad_norm")?,
+            })
+        };
+        let points = log.iter().flat_map(|l| &l.old).filter_map(point).collect();
+        Watch { log, progress: Progress::new(), smooth: None, points, rows: Vec::new(), overlap: 0 }
     }
 
     pub fn see(&mut self, event: &Event<'_>) {
@@ -27,6 +52,8 @@ impl Watch {
             Event::Step(s) => {
                 let smooth = self.smooth.map_or(s.report.loss, |old| 0.9 * old + 0.1 * s.report.loss);
                 self.smooth = Some(smooth);
+                let r = s.report;
+                self.points.push(Point { step: s.step, loss: r.loss, rate: r.rate, norm: r.grad_norm });
                 let line = || step(s, smooth);
                 if s.step == s.of { self.progress.show_now(&line()) } else { self.progress.show(line) }
             }
@@ -55,8 +82,16 @@ impl Watch {
         if let Some(eval) = &s.eval {
             terminal::note(facts("eval", eval));
         }
+        self.rows = [Some(facts("train", &s.train)), s.eval.map(|e| facts("eval", &e))]
+            .into_iter()
+            .flatten()
+            .collect();
+        self.overlap = s.overlap;
         if s.overlap > 0 {
-            terminal::warn(format_args!("{} evaluation rows are also trained on", s.overlap));
+            terminal::warn(format_args!(
+                "{} evaluation rows are also trained on; --drop-overlap leaves those out of training",
+                s.overlap
+            ));
         }
         terminal::note(goal(s.goal));
         terminal::note(format_args!(

@@ -1,0 +1,99 @@
+//! `--plan`: what a run would take.
+
+use super::prepare::Prepared;
+use super::{Args, watch};
+use crate::cli::{stop, terminal};
+use anyhow::{Result, bail};
+use onlay::train::{Data, Event, Flow, Run, RunOptions, RunPlan, Set};
+use serde_json::json;
+use std::sync::Arc;
+
+pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
+    let Prepared { model, layer, data, options, .. } = prepared;
+    let plan = RunPlan::new(model, layer, data, options)?;
+    let facts = data.train.facts();
+    let total = plan.memory.total();
+    let (step, all) = probe(prepared, &plan)?;
+    if args.json {
+        let parts: serde_json::Map<_, _> =
+            plan.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect();
+        return Ok(terminal::json(&json!({
+            "steps": plan.steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "objective": plan.goal.objective.name,
+            "parameters": layer.len(),
+            "memory_bytes": total,
+            "memory": parts,
+            "mapped_bytes": model.weights().file_len(),
+            "keeps": watch::keeps(plan.options.keep),
+            "rows_of_a_pass": plan.options.rows,
+            "rows": facts.rows,
+            "tokens": facts.tokens,
+            "trained_tokens": facts.trained,
+            "longest": facts.longest,
+            "overlap_dropped": prepared.dropped,
+            "seconds_a_step": step,
+            "seconds": all,
+        }))?);
+    }
+    terminal::line(watch::facts("train", &facts))?;
+    if !data.eval.examples.is_empty() {
+        terminal::line(watch::facts("eval", &data.eval.facts()))?;
+    }
+    terminal::line(watch::goal(&plan.goal))?;
+    terminal::line(format_args!(
+        "{} steps ({} an epoch), {} numbers are learned, {} rows a pass, {} for the backward pass",
+        plan.steps,
+        plan.steps_per_epoch,
+        layer.len(),
+        plan.options.rows,
+        watch::keeps(plan.options.keep),
+    ))?;
+    for (name, bytes) in plan.memory.parts.iter().filter(|(_, bytes)| *bytes > 0) {
+        terminal::line(format_args!("  {:>10}  {name}", terminal::bytes(*bytes)))?;
+    }
+    terminal::line(format_args!(
+        "  {:>10}  in all, besides the mapped base of {}",
+        terminal::bytes(total),
+        terminal::bytes(model.weights().file_len())
+    ))?;
+    terminal::line(format_args!(
+        "about {} a step, {} in all with evaluations, by two steps on these rows",
+        if step < 60.0 { format!("{step:.2} s") } else { terminal::duration(step) },
+        terminal::duration(all)
+    ))?;
+    Ok(())
+}
+
+/// Seconds of a step and of the whole run, by two steps on the rows themselves whose results are thrown away.
+fn probe(prepared: &Prepared, plan: &RunPlan) -> Result<(f64, f64)> {
+    let Prepared { model, layer, data, options, .. } = prepared;
+    let rows = Data { train: data.train.clone(), ..Data::default() };
+    let options = RunOptions {
+        rows_of_a_pass: Some(plan.options.rows),
+        eval_every: None,
+        early_stop: None,
+        keep_best: false,
+        ..options.clone()
+    };
+    let mut run = Run::new(Arc::clone(model), layer.copy(), rows, options, None)?;
+    let mut speed = 0.0;
+    run.go(&mut |event| {
+        if let Event::Step(s) = event {
+            speed = s.tokens_per_second;
+            if s.step == 2 {
+                return Flow::Stop;
+            }
+        }
+        stop::flow()
+    })?;
+    if speed == 0.0 {
+        bail!("stopped before a step could be timed");
+    }
+    let rows = |set: &Set| set.examples.iter().map(|e| e.rows()).sum::<usize>() as f64;
+    let step = rows(&data.train) / plan.steps_per_epoch as f64 / speed;
+    // An evaluation is a forward pass, about a third of a step for as many rows.
+    let evaluations = 2 + prepared.options.eval_every.map_or(0, |n| (plan.steps - 1) / n);
+    let evaluating = evaluations as f64 * rows(&data.eval) / (3.0 * speed);
+    Ok((step, step * plan.steps as f64 + evaluating))
+}

@@ -1,0 +1,191 @@
+//! Everything that can be known before memory is taken.
+
+use super::output::{self, Output};
+use super::{Args, mask};
+use crate::cli::{open, options, samples, stop, terminal};
+use anyhow::Result;
+use onlay::adapter::{Adapter, Lora, Part, Targets};
+use onlay::error::{Error, Findings, Kind, Place};
+use onlay::model::Model;
+use onlay::rng::Rng;
+use onlay::train::objective::Goal;
+use onlay::train::{
+    CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Start, split,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Memory that a run may take for speed unless told.
+const COMFORT: u64 = 2 << 30;
+
+/// Everything a run is made of.
+pub struct Prepared {
+    pub model: Arc<Model>,
+    pub layer: Lora,
+    pub data: Data,
+    pub options: RunOptions,
+    pub prompts: Vec<String>,
+    /// Rows on which nothing is to change.
+    pub control: Set,
+    /// Training rows that were left out because they are evaluation rows too.
+    pub dropped: usize,
+}
+
+/// Reads and checks everything that can be known before memory is taken, and reports all of it at once.
+pub fn prepare(args: &Args) -> Result<Prepared> {
+    let model = open::model(&args.model)?;
+    let mut wrong = Findings::default();
+    let mut reads = vec![("the base", args.model.as_path()), ("the data", &args.data)];
+    reads.extend(args.eval_data.iter().map(|p| ("the evaluation data", p.as_path())));
+    reads.extend(args.control.iter().map(|p| ("the control rows", p.as_path())));
+    reads.extend(args.init_adapter.iter().map(|p| ("the layer to begin with", p.as_path())));
+    // who only looks writes nothing
+    let looks = args.plan || args.show_mask.is_some();
+    wrong.keep(Output::check(&args.output, args.replaces() || looks, &reads));
+    wrong.keep(output::no_checkpoint(&args.output, args.overwrite || args.resume || looks));
+    let log_may_exist = args.overwrite || args.resume || looks;
+    wrong.keep(args.log.as_ref().map_or(Ok(()), |log| Output::check(log, log_may_exist, &reads)));
+    if let Some(report) = &args.report {
+        wrong.keep(Output::check(report, log_may_exist, &reads));
+        wrong.keep(output::writable(report));
+        let taken = [("the layer", Some(&args.output)), ("the log", args.log.as_ref())];
+        for (what, _) in taken.iter().filter(|(_, path)| *path == Some(report)) {
+            let text = format!("is also {what}, which is written");
+            wrong.push(Error::new(Kind::Argument, text).at(Place::Path(report.clone())));
+        }
+    }
+    if let Some(limit) = args.max_forgetting.filter(|x| !(*x > 0.0 && x.is_finite())) {
+        let expected = "a finite number above 0, in nats a token";
+        wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
+    }
+    let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
+    let mut progress = terminal::Progress::new();
+    let mut read = |path: &Path| -> onlay::Result<Set> {
+        let format = args.data_format;
+        let rows = Rows::read(path, format)?;
+        if !rows.ignored.is_empty() {
+            let keys: Vec<_> = rows.ignored.iter().map(String::as_str).collect();
+            terminal::warn(format_args!("{}: keys that are not used: {}", path.display(), keys.join(", ")));
+        }
+        let chat = Encoder::chat_of(&model)?;
+        let context = args.ctx.unwrap_or(model.program().context.min(CONTEXT));
+        let mut encoder = Encoder::new(&model, chat.as_ref(), context);
+        encoder.long = if args.truncate { Long::Truncate } else { Long::Refuse };
+        encoder.parse_special = args.parse_special;
+        let set = encoder.encode(&rows, &mut |done, of| {
+            progress.show(|| format!("reading {}: {done} of {of} rows", path.display()));
+            stop::flow()
+        })?;
+        mask::warn_of_open_ends(path, &rows, &set, &model);
+        Ok(set)
+    };
+    let train = wrong.keep(read(&args.data));
+    let eval = args.eval_data.as_ref().map(|path| wrong.keep(read(path)));
+    let control = args.control.as_ref().and_then(|path| wrong.keep(read(path)));
+    progress.clear();
+    let mut data = match (train, eval, args.eval_split) {
+        (Some(train), None, Some(share)) => {
+            wrong.keep(split(train, share, args.seed)).map(|(train, eval)| Data { train, eval })
+        }
+        (Some(train), eval, _) => Some(Data { train, eval: eval.flatten().unwrap_or_default() }),
+        (None, ..) => None,
+    };
+    let dropped = match &mut data {
+        Some(data) if args.drop_overlap => data.train.drop_overlap(&data.eval),
+        _ => 0,
+    };
+    if dropped > 0 {
+        terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
+    }
+    let mut options = RunOptions {
+        length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
+        batch_size: args.batch_size,
+        grad_accumulation: args.grad_accumulation,
+        objective: args.objective,
+        numbers: args.numbers(),
+        recipe: Recipe {
+            rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
+            shape: args.schedule,
+            warmup: args.warmup_steps,
+            decay: args.weight_decay,
+            max_norm: args.max_grad_norm,
+            ..Recipe::default()
+        },
+        dropout: args.dropout,
+        seed: args.seed,
+        shuffle: !args.no_shuffle,
+        pack: !args.no_pack,
+        eval_every: args.eval_every,
+        checkpoint_every: args.checkpoint_every,
+        checkpoint_after: Some(Duration::from_secs(args.checkpoint_seconds)),
+        start: match (args.resume, args.overwrite) {
+            (true, _) => Start::Resume,
+            (_, true) => Start::Over,
+            _ => Start::New,
+        },
+        guard: !args.no_divergence_guard,
+        early_stop: args.early_stop,
+        keep_best: args.keep_best,
+        parent: parent.flatten(),
+        kv: args.kv.kv,
+        ..RunOptions::new(options::level()?, args.machine.count())
+    };
+    let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
+    let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
+    if let (Some(layer), Some(data)) = (&layer, &data) {
+        wrong.keep(fit(args, &model, layer, data, &mut options));
+    }
+    wrong.refuse("the run cannot start")?;
+    let (layer, data) = (layer.expect("nothing is wrong"), data.expect("nothing is wrong"));
+    Ok(Prepared { model, layer, data, options, prompts, control: control.unwrap_or_default(), dropped })
+}
+
+/// The layer before the first step, and the id of the one that it continues.
+fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> {
+    if let Some(path) = &args.init_adapter {
+        let (adapter, warnings) = Adapter::open(path, model)?;
+        warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
+        return Ok((adapter.to_lora(), Some(*adapter.id())));
+    }
+    let alpha = args.alpha.unwrap_or(2.0 * args.rank as f64);
+    let scale = Part::scale_of(alpha, args.rank, args.rslora);
+    let mut layer = Targets::parse(&args.targets)?.layer(model.program(), args.rank, scale)?;
+    layer.start(&mut Rng::new(args.seed));
+    Ok((layer, None))
+}
+
+/// Takes what is fastest within the memory that was promised.
+fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunOptions) -> onlay::Result<()> {
+    let most = args.memory.unwrap_or(COMFORT);
+    let mut least = u64::MAX;
+    // A goal that cannot be had is refused by the plan, with everything else.
+    let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
+    let context = model.program().context;
+    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
+    for (keep, rows) in [
+        (Keep::Registers, None),
+        (Keep::Streams, None),
+        (Keep::Streams, Some(256)),
+        (Keep::Streams, Some(128)),
+        (Keep::Streams, Some(longest)),
+    ] {
+        // Fewer rows at a time than the longest sequence has is no plan, more than the default no saving.
+        if rows.is_some_and(|r| r < longest || r > 512) && rows != Some(longest) {
+            continue;
+        }
+        let tried = RunOptions { keep, rows_of_a_pass: rows, ..options.clone() };
+        let plan = RunPlan::new(model, layer, data, &tried)?;
+        least = least.min(plan.memory.total());
+        let fits = plan.memory.total() <= most;
+        // Without a promise the slower way is enough; rows of a pass stay, they change bits.
+        if fits || (args.memory.is_none() && keep == Keep::Streams) {
+            *options = tried;
+            return Ok(());
+        }
+    }
+    let expected =
+        format!("at least {} ({least} bytes) for this model, layer and rows", terminal::bytes(least));
+    let found = format!("{} ({most} bytes)", terminal::bytes(most));
+    Err(Error::expected(Kind::Memory, "--memory", expected, found))
+}
