@@ -310,8 +310,8 @@ enum {
 typedef struct onlay_train_options {
     size_t struct_size;
     onlay_text data;              /* the data file: JSON lines, JSON, or a .txt document; needed */
-    onlay_text data_format;       /* text, completion, messages, conversations, instruction, tokens, preference,
-                                     feedback; default: seen */
+    onlay_text data_format;       /* text, completion, messages, conversations, instruction, tokens, */
+                                  /* preference, feedback; default: what the rows look like */
     onlay_text eval_data;         /* evaluated before the first step and after the last; default none */
     onlay_text output;            /* the adapter to write, GGUF; checkpoints lie beside it; needed */
     onlay_text init_adapter;      /* an adapter to go on learning, in place of rank, alpha and targets; default none */

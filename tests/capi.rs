@@ -67,6 +67,9 @@ fn built(name: &str) -> PathBuf {
     fn newest(folder: &Path, found: &mut Option<(SystemTime, PathBuf)>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if path.ends_with("src/cli") || path.ends_with("src/main.rs") {
+                continue; // the command, no part of the library
+            }
             if path.is_dir() {
                 newest(&path, found);
             } else if path.extension().is_some_and(|e| e == "rs") {
