@@ -1,9 +1,10 @@
-//! Putting the pairs of an adapter file together into a layer, whatever kind of file they come from.
+//! Putting the matrices of an adapter file together into a layer, whatever kind of file they come from.
 //!
 //! Shapes first, all of them, then numbers: nothing is allocated for a file that will be refused for its shapes, and
 //! what is allocated is the file's own numbers as f32.
 
-use super::lora::{Lora, Part};
+use super::layer::{Effect, Layer, Part};
+use super::methods::Method;
 use super::names::Names;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::program::{Program, SiteInfo};
@@ -12,7 +13,7 @@ use crate::ops::Site;
 /// Reads all numbers of a matrix, row after row.
 type Numbers<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
 
-/// One matrix of a pair, as a file has it: A `[r][inputs]` or B `[outputs][r]`.
+/// One matrix of a site, as a file has it; see [`Which`].
 pub(super) struct Half<'a> {
     /// The tensor's name there.
     pub name: String,
@@ -24,13 +25,17 @@ pub(super) struct Half<'a> {
     pub numbers: Numbers<'a>,
 }
 
-/// Which matrix of a pair.
+/// Which matrix of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
     /// `[r][inputs]`
     A,
     /// `[outputs][r]`
     B,
+    /// The lengths of DoRA, `[1][outputs]`.
+    M,
+    /// The factors of (IA)³, `[outputs][1]` or `[1][inputs]`.
+    L,
 }
 
 /// What a reader says about a pair once its rank is known.
@@ -41,7 +46,8 @@ pub(super) struct Terms {
     pub moved: bool,
 }
 
-type Pair<'a> = [Option<Half<'a>>; 2];
+/// What there is of a site, in the order of [`Which`].
+type Pair<'a> = [Option<Half<'a>>; 4];
 
 /// The pairs found so far, and everything found wrong.
 pub(super) struct Gather<'a> {
@@ -58,7 +64,7 @@ impl<'a> Gather<'a> {
     /// Nothing yet.
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.sites.len();
-        let pairs = (0..n).map(|_| [None, None]).collect();
+        let pairs = (0..n).map(|_| [const { None }; 4]).collect();
         Gather { program, names, pairs, spoilt: vec![false; n], wrong }
     }
 
@@ -86,33 +92,50 @@ impl<'a> Gather<'a> {
         mut self,
         terms: impl Fn(Site, usize) -> Result<Terms>,
         mend: impl Fn(Site, &mut [f32]) -> Result<()>,
-    ) -> Result<Lora> {
+    ) -> Result<Layer> {
         const REFUSED: &str = "the adapter does not fit this base";
         let mut parts = vec![None; self.pairs.len()];
         let mut moved = vec![false; self.pairs.len()];
         for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| !self.spoilt[*i]) {
             let info = &self.program.sites[i];
-            let Some(rank) = rank_of(info, pair, &mut self.wrong) else { continue };
+            let Some((effect, rank)) = effect_of(info, pair, &mut self.wrong) else { continue };
             let Some(terms) = self.wrong.keep(terms(Site(i as u32), rank)) else { continue };
             moved[i] = terms.moved;
-            parts[i] = Some(Part { rank, inputs: info.inputs, outputs: info.outputs, scale: terms.scale });
+            parts[i] = Some(match rank {
+                0 => Part { effect, inputs: info.inputs, outputs: info.outputs, ..Part::default() },
+                _ => Part { effect, ..Part::lora(rank, info.inputs, info.outputs, terms.scale) },
+            });
         }
-        if self.wrong.is_empty() && self.pairs.iter().all(|p| p[0].is_none()) {
-            self.wrong.push(Error::expected(
-                Kind::Format,
-                "matrices of the layer",
-                "at least one pair",
-                "none",
-            ));
+        if self.wrong.is_empty() && parts.iter().all(Option::is_none) {
+            let error = Error::expected(Kind::Format, "matrices of the layer", "at least one pair", "none");
+            self.wrong.push(error);
+        }
+        let method = Method::of(parts.iter().flatten());
+        for (part, info) in parts.iter().zip(&self.program.sites) {
+            let Some(other) = part.as_ref().map(|p| Method::of([p].into_iter())) else { continue };
+            if other.name != method.name {
+                let error = Error::expected(Kind::Format, "method of all products", method.name, other.name);
+                self.wrong.push(error.at(Place::Tensor(info.name.clone())));
+            }
         }
         self.wrong.refuse(REFUSED)?;
         let mut wrong = Findings::default();
-        let lora = Lora::new(parts);
+        let lora = Layer::new(parts);
         for (i, pair) in self.pairs.iter().enumerate() {
-            let (Some(part), [Some(a), Some(b)]) = (lora.parts()[i], pair) else { continue };
+            let Some(part) = lora.parts()[i] else { continue };
             let site = Site(i as u32);
             let mut params = lora.params().get(i);
-            let (to_a, to_b) = params.split_at_mut(part.rank * part.inputs);
+            let (pair_of, vector) = params.split_at_mut(part.pair());
+            if let [.., Some(v), None] | [.., None, Some(v)] = pair
+                && let Some(numbers) = wrong.keep(finite(v))
+            {
+                let rows = moved[i] && part.effect != Effect::Inputs;
+                for (row, v) in numbers.into_iter().enumerate() {
+                    vector[if rows { self.names.row(site, row) } else { row }] = v;
+                }
+            }
+            let [Some(a), Some(b), ..] = pair else { continue };
+            let (to_a, to_b) = pair_of.split_at_mut(part.rank * part.inputs);
             if let Some(numbers) = wrong.keep(finite(a)) {
                 to_a.copy_from_slice(&numbers);
             }
@@ -127,17 +150,41 @@ impl<'a> Gather<'a> {
     }
 }
 
-/// The rank of a pair whose shapes fit; `None` where there is no pair, or a wrong one.
-fn rank_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<usize> {
+/// What matrices whose shapes fit do, and the rank of a pair (0: none); `None` where there is nothing, or it is wrong.
+fn effect_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<(Effect, usize)> {
     let (a, b) = match pair {
-        [None, None] => return None,
-        [Some(half), None] | [None, Some(half)] => {
+        [None, None, None, None] => return None,
+        [None, None, None, Some(l)] => {
+            let effect = match (l.rows, l.cols) {
+                (rows, 1) if rows == info.outputs => Effect::Outputs,
+                (1, cols) if cols == info.inputs => Effect::Inputs,
+                (rows, cols) => {
+                    let expected = format!("{} × 1, or 1 × {}", info.outputs, info.inputs);
+                    let error =
+                        Error::expected(Kind::Mismatch, "shape", expected, format!("{rows} × {cols}"));
+                    wrong.push(error.at(Place::Tensor(l.name.clone())));
+                    return None;
+                }
+            };
+            return Some((effect, 0));
+        }
+        [.., Some(l)] => {
+            let text = "factors and a pair at one product";
+            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(l.name.clone())));
+            return None;
+        }
+        [None, None, Some(m), None] => {
+            let text = "lengths without a pair";
+            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(m.name.clone())));
+            return None;
+        }
+        [Some(half), None, ..] | [None, Some(half), ..] => {
             let other = if pair[0].is_some() { "B" } else { "A" };
             let error = Error::new(Kind::Format, format!("the other half of the pair, {other}, is missing"));
             wrong.push(error.at(Place::Tensor(half.name.clone())));
             return None;
         }
-        [Some(a), Some(b)] => (a, b),
+        [Some(a), Some(b), ..] => (a, b),
     };
     let mut fits = true;
     let mut want = |half: &Half<'_>, what: &str, expected: usize, found: usize| {
@@ -150,12 +197,16 @@ fn rank_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<usi
     want(a, "inputs", info.inputs, a.cols);
     want(b, "outputs", info.outputs, b.rows);
     want(b, "rank, as in the other half", a.rows, b.cols);
+    if let Some(m) = &pair[2] {
+        want(m, "lengths", info.outputs, m.rows * m.cols);
+    }
     if a.rows == 0 {
         let error = Error::expected(Kind::Format, "rank", "at least 1", 0);
         wrong.push(error.at(Place::Tensor(a.name.clone())));
         fits = false;
     }
-    fits.then_some(a.rows)
+    let effect = if pair[2].is_some() { Effect::Dora } else { Effect::Lora };
+    fits.then_some((effect, a.rows))
 }
 
 /// The numbers of a half, none of them infinite or undefined.

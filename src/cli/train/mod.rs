@@ -8,10 +8,9 @@ pub use flags::Args;
 
 use super::{open, options, samples, stop, terminal};
 use anyhow::{Context, Result};
-use onlay::adapter::{Adapter, Lora, Part, Targets, Worn};
+use onlay::adapter::{Adapter, Lora, New, Part, Targets, Worn};
 use onlay::error::{Error, Findings, Kind};
 use onlay::model::Model;
-use onlay::rng::Rng;
 use onlay::train::{
     CONTEXT, Data, Encoder, Files, Keep, Length, Long, Outcome, Recipe, Rows, Run, RunOptions, RunPlan, Set,
     Start, Summary, peak_memory, split,
@@ -126,6 +125,7 @@ fn prepare(args: &Args) -> Result<Prepared> {
         grad_accumulation: args.grad_accumulation,
         recipe: Recipe {
             rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
+            plus: args.lora_plus_ratio,
             shape: args.schedule,
             warmup: args.warmup_steps,
             decay: args.weight_decay,
@@ -165,11 +165,18 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
         return Ok((adapter.to_lora(), Some(*adapter.id())));
     }
-    let alpha = args.alpha.unwrap_or(2.0 * args.rank as f64);
-    let scale = Part::scale_of(alpha, args.rank, args.rslora);
-    let mut layer = Targets::parse(&args.targets)?.layer(model.program(), args.rank, scale)?;
-    layer.start(&mut Rng::new(args.seed));
-    Ok((layer, None))
+    let new = New {
+        targets: args.targets.as_deref().map(Targets::parse).transpose()?,
+        rank: args.rank,
+        alpha: args.alpha,
+        stabilised: args.rslora,
+        ranks: args.rank_pattern.clone().unwrap_or_default(),
+        alphas: args.alpha_pattern.clone().unwrap_or_default(),
+        init: args.init,
+        seed: args.seed,
+        ..New::of(args.method)
+    };
+    Ok((new.layer(model, options::level()?, args.machine.count())?, None))
 }
 
 /// Takes what is fastest within the memory that was promised.
