@@ -231,12 +231,12 @@ fn gguf_files_that_lie() {
     expect(
         &|b| {
             with(b);
-            b.set("onlay.format", 9u32).set("onlay.method", "vera").set("onlay.seed", "x");
+            b.set("onlay.format", 9u32).set("onlay.method", "magic").set("onlay.seed", "x");
             b.set("onlay.recipe", "[".repeat(100_000)).set("onlay.parent", 3u8);
         },
         Kind::Unsupported,
         5,
-        "onlay.method: value: expected lora, found \"vera\"",
+        "onlay.method: value: expected lora, dora, ia3",
     );
 }
 
