@@ -114,6 +114,7 @@ fn every_method_is_trained_written_and_worn() {
     for (i, (method, more)) in [
         ("dora", &["--method", "dora", "--learning-rate", "5e-3"][..]),
         ("ia3", &["--method", "ia3", "--learning-rate", "0.05"]),
+        ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -142,7 +143,7 @@ fn every_method_is_trained_written_and_worn() {
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
-    refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3"]);
+    refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }
 
 #[test]

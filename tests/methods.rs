@@ -89,9 +89,10 @@ fn gradients(layer: &Layer, names: &Names, site: Site) -> Vec<(String, Vec<f32>)
     let all = layer.grads().read(site.0 as usize).clone();
     let path = format!("base_model.model.{}", names.module(site).unwrap());
     let moved = |v: &[f32]| -> Vec<f32> { (0..part.outputs).map(|o| v[names.row(site, o)]).collect() };
-    let (pair, vector) = all.split_at(part.rank * (part.inputs + part.outputs));
+    let pair = if part.effect == Effect::Vera { 0 } else { part.rank * (part.inputs + part.outputs) };
+    let (pair, vector) = all.split_at(pair);
     let mut found = Vec::new();
-    if part.rank > 0 {
+    if matches!(part.effect, Effect::Lora | Effect::Dora) {
         let (a, b) = pair.split_at(part.rank * part.inputs);
         let rows = (0..part.outputs).flat_map(|o| (0..part.rank).map(move |j| (o, j)));
         let b = rows.map(|(o, j)| b[j * part.outputs + names.row(site, o)]).collect();
@@ -103,6 +104,10 @@ fn gradients(layer: &Layer, names: &Names, site: Site) -> Vec<(String, Vec<f32>)
         Effect::Dora => found.push((format!("{path}.lora_magnitude_vector"), moved(vector))),
         Effect::Outputs => found.push((format!("{path}.ia3_l"), moved(vector))),
         Effect::Inputs => found.push((format!("{path}.ia3_l"), vector.to_vec())),
+        Effect::Vera => {
+            found.push((format!("{path}.vera_lambda_d"), vector[..part.rank].to_vec()));
+            found.push((format!("{path}.vera_lambda_b"), moved(&vector[part.rank..])));
+        }
     }
     found
 }
@@ -144,7 +149,7 @@ fn compare(model: &str, method: &str, keep: Keep) {
             (seen, worst) = (seen + 1, worst.max(error));
         }
     }
-    let kinds = [".lora_", ".ia3_"];
+    let kinds = [".lora_", ".ia3_", ".vera_"];
     let all = answers.names().iter().filter(|n| kinds.iter().any(|k| n.contains(k))).count();
     assert_eq!(seen, all);
     println!(
@@ -163,6 +168,8 @@ cases! {
     dora "llama" "dora";
     dora_with_biases_and_a_tied_head "llama-tied-bias" "dora";
     ia3 "llama" "ia3";
+    vera "llama" "vera";
+    vera_with_biases "llama-tied-bias" "vera";
     ia3_where_products_share_their_input "llama" "ia3-all";
     ia3_with_biases "llama-tied-bias" "ia3-all";
 }
@@ -225,7 +232,7 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
 
 #[test]
 fn twenty_steps() {
-    for method in ["dora", "ia3", "plus", "pissa", "olora"] {
+    for method in ["dora", "ia3", "vera", "plus", "pissa", "olora"] {
         follow("llama", "F32", method, 0.01);
     }
 }
@@ -233,7 +240,7 @@ fn twenty_steps() {
 #[test]
 fn twenty_steps_on_quantized_bases() {
     for kind in ["Q8_0", "Q4_K"] {
-        for method in ["dora", "ia3", "pissa", "olora"] {
+        for method in ["dora", "ia3", "vera", "pissa", "olora"] {
             follow("llama-wide", kind, method, 0.03);
         }
     }
@@ -246,7 +253,7 @@ fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Ada
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
-        let deviation = if method.ranked { 0.05 } else { 0.2 };
+        let deviation = if method.paired { 0.05 } else { 0.2 }; // of vera, on λ alone
         layer.params().get(i).iter_mut().for_each(|v| *v += deviation * rng.normal());
     }
     layer.settle(model, Level::chosen().unwrap(), &mut |n, f| (0..n).for_each(f));
@@ -263,6 +270,8 @@ fn files_there_and_back_in_both_forms() {
         ("ia3", "k,v,down"),
         ("ia3", "all"),
         ("ia3", "blk.1.mlp"),
+        ("vera", "q,down"),
+        ("vera", "all,head"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -288,7 +297,9 @@ fn files_there_and_back_in_both_forms() {
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
-    for (file, methods) in [("llama/F32", &["dora", "ia3"][..]), ("llama-wide/Q4_K", &["dora", "ia3"])] {
+    for (file, methods) in
+        [("llama/F32", &["dora", "ia3", "vera"][..]), ("llama-wide/Q4_K", &["dora", "ia3", "vera"])]
+    {
         let model = open(vectors().join(format!("{file}.gguf")));
         let tokens: Vec<u32> = (0..60).map(|i| (i * 7 + 3) % 100).collect();
         let example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
@@ -356,12 +367,13 @@ fn stacks_and_merges() {
     let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
     let of = |method, targets, seed| random(&model, method, targets, seed);
     let (dora, ia3, lora) = (of("dora", "all", 1), of("ia3", "k,v", 2), of("lora", "all", 3));
-    let (down, inputs) = (of("ia3", "down", 4), of("ia3", "down", 5));
+    let (down, inputs, vera) = (of("ia3", "down", 4), of("ia3", "down", 5), of("vera", "q,v,up", 6));
     for stack in [
         &[(&dora, 1.0)][..],
         &[(&dora, 0.5)],
         &[(&ia3, 1.0), (&down, 0.7)],
-        &[(&dora, 0.5), (&ia3, 2.0), (&lora, 1.0)],
+        &[(&dora, 0.5), (&ia3, 2.0), (&lora, 1.0), (&vera, -0.5)],
+        &[(&vera, 1.0)],
         &[(&down, 0.3), (&inputs, 1.0), (&lora, -0.5)],
     ] {
         let on = worn(&model, stack);
@@ -414,7 +426,7 @@ fn ranks_and_alphas_of_places() {
     assert_eq!(wrong.layer(&model, level, 1).unwrap_err().findings().len(), 4);
     assert!(Places::parse("q").is_err() && Places::parse("q=0").is_err() && Places::parse("=1").is_err());
     let unknown = Method::named("lorra").unwrap_err().to_string();
-    assert!(unknown.contains("lora, dora, ia3"), "{unknown}");
+    assert!(unknown.contains("lora, dora, ia3, vera"), "{unknown}");
 }
 
 #[test]
@@ -424,7 +436,7 @@ fn runs_go_on_with_their_own_method_only() {
     let layer = |method: &str| {
         New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3"] {
+    for method in ["dora", "ia3", "vera"] {
         let run = |disk: &runs::Disk, threads: usize| {
             let (data, options) = (runs::data(&model), runs::small(threads));
             Run::new(model.clone(), layer(method), data, options, Some(Box::new(disk.clone()))).unwrap()
@@ -435,7 +447,7 @@ fn runs_go_on_with_their_own_method_only() {
             if matches!(e, Event::Step(s) if s.step == 5) { Flow::Stop } else { Flow::Go }
         };
         assert!(matches!(run(&parts, 2).go(stop).unwrap(), Outcome::Stopped { step: 5, .. }));
-        for other in ["lora", "dora", "ia3"].into_iter().filter(|o| *o != method) {
+        for other in ["lora", "dora", "ia3", "vera"].into_iter().filter(|o| *o != method) {
             let store = Some(Box::new(parts.clone()) as Box<_>);
             let error =
                 Run::new(model.clone(), layer(other), runs::data(&model), runs::small(1), store).unwrap_err();
@@ -451,7 +463,7 @@ fn gradients_are_slopes() {
     let folder = vectors().join("llama");
     let model = open(folder.join("F32.gguf"));
     let rows = &rows(&folder.join("curve/data.jsonl"))[..4];
-    for (method, targets) in [("ia3", "all"), ("dora", "all,head"), ("lora", "all")] {
+    for (method, targets) in [("ia3", "all"), ("dora", "all,head"), ("lora", "all"), ("vera", "all,head")] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
         t.step(rows, &RECIPE, 1).unwrap();

@@ -81,7 +81,7 @@ impl Contents {
 
     /// How many products it reaches.
     pub fn parts(&self) -> usize {
-        let ends = [".lora_a", ".lora_A.weight", ".ia3_l"];
+        let ends = [".lora_a", ".lora_A.weight", ".ia3_l", ".vera_d", ".vera_lambda_d"];
         let first = |h: &&Half| ends.iter().any(|end| h.name.ends_with(end));
         self.halves.iter().filter(first).count()
     }

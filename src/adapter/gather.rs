@@ -6,6 +6,7 @@
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
+use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::program::{Program, SiteInfo};
 use crate::ops::Site;
@@ -36,6 +37,10 @@ pub(super) enum Which {
     M,
     /// The factors of (IA)³, `[outputs][1]` or `[1][inputs]`.
     L,
+    /// λd of VeRA, `[1][r]`.
+    D,
+    /// λb of VeRA, `[1][outputs]`.
+    V,
 }
 
 /// What a reader says about a pair once its rank is known.
@@ -47,7 +52,7 @@ pub(super) struct Terms {
 }
 
 /// What there is of a site, in the order of [`Which`].
-type Pair<'a> = [Option<Half<'a>>; 4];
+type Pair<'a> = [Option<Half<'a>>; 6];
 
 /// The pairs found so far, and everything found wrong.
 pub(super) struct Gather<'a> {
@@ -56,6 +61,8 @@ pub(super) struct Gather<'a> {
     pairs: Vec<Pair<'a>>,
     /// Pairs of which a half was wrong: nothing more is said about them.
     spoilt: Vec<bool>,
+    /// A `[r][inputs]` and B `[outputs][r]` of VeRA.
+    shared: [Option<Half<'a>>; 2],
     /// What is wrong with the file.
     pub wrong: Findings,
 }
@@ -64,8 +71,8 @@ impl<'a> Gather<'a> {
     /// Nothing yet.
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.sites.len();
-        let pairs = (0..n).map(|_| [const { None }; 4]).collect();
-        Gather { program, names, pairs, spoilt: vec![false; n], wrong }
+        let pairs = (0..n).map(|_| [const { None }; 6]).collect();
+        Gather { program, names, pairs, spoilt: vec![false; n], shared: [None, None], wrong }
     }
 
     /// Takes a matrix, or what is wrong with it; `tensor` is its name in the file.
@@ -84,6 +91,13 @@ impl<'a> Gather<'a> {
         }
     }
 
+    /// Takes a matrix that all products share, or what is wrong with it.
+    pub(super) fn put_shared(&mut self, which: Which, tensor: Place, half: Result<Half<'a>>) {
+        if let Some(half) = self.wrong.keep(half.map_err(|e| e.at(tensor))) {
+            self.shared[which as usize] = Some(half);
+        }
+    }
+
     /// The layer. `terms` is asked once for every pair, with its rank; `mend` may change the numbers of B.
     ///
     /// # Errors
@@ -99,9 +113,13 @@ impl<'a> Gather<'a> {
         for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| !self.spoilt[*i]) {
             let info = &self.program.sites[i];
             let Some((effect, rank)) = effect_of(info, pair, &mut self.wrong) else { continue };
-            let Some(terms) = self.wrong.keep(terms(Site(i as u32), rank)) else { continue };
+            let own = if effect == Effect::Vera { 0 } else { rank };
+            let Some(terms) = self.wrong.keep(terms(Site(i as u32), own)) else { continue };
             moved[i] = terms.moved;
             parts[i] = Some(match rank {
+                _ if effect == Effect::Vera => {
+                    Part { effect, ..Part::lora(rank, info.inputs, info.outputs, 1.0) }
+                }
                 0 => Part { effect, inputs: info.inputs, outputs: info.outputs, ..Part::default() },
                 _ => Part { effect, ..Part::lora(rank, info.inputs, info.outputs, terms.scale) },
             });
@@ -118,17 +136,26 @@ impl<'a> Gather<'a> {
                 self.wrong.push(error.at(Place::Tensor(info.name.clone())));
             }
         }
+        let shared = self.shared_pair(&parts);
         self.wrong.refuse(REFUSED)?;
         let mut wrong = Findings::default();
-        let lora = Layer::new(parts);
+        let mut lora = Layer::new(parts);
+        if let Some((rank, a, b)) = shared {
+            lora = lora.sharing(Shared::new(self.names, rank, a, b));
+        }
         for (i, pair) in self.pairs.iter().enumerate() {
             let Some(part) = lora.parts()[i] else { continue };
             let site = Site(i as u32);
             let mut params = lora.params().get(i);
             let (pair_of, vector) = params.split_at_mut(part.pair());
-            if let [.., Some(v), None] | [.., None, Some(v)] = pair
-                && let Some(numbers) = wrong.keep(finite(v))
-            {
+            // after the pair: λd as it is, then what lies on inputs or outputs
+            let (plain, vector) =
+                vector.split_at_mut(if part.effect == Effect::Vera { part.rank } else { 0 });
+            if let Some(d) = pair[Which::D as usize].as_ref().and_then(|d| wrong.keep(finite(d))) {
+                plain.copy_from_slice(&d);
+            }
+            let on = [Which::M, Which::L, Which::V].iter().find_map(|w| pair[*w as usize].as_ref());
+            if let Some(numbers) = on.and_then(|v| wrong.keep(finite(v))) {
                 let rows = moved[i] && part.effect != Effect::Inputs;
                 for (row, v) in numbers.into_iter().enumerate() {
                     vector[if rows { self.names.row(site, row) } else { row }] = v;
@@ -150,11 +177,68 @@ impl<'a> Gather<'a> {
     }
 }
 
+impl Gather<'_> {
+    /// The pair of VeRA, B transposed, if there are parts that share one.
+    fn shared_pair(&mut self, parts: &[Option<Part>]) -> Option<(usize, Vec<f32>, Vec<f32>)> {
+        let with: Vec<&Part> = parts.iter().flatten().filter(|p| p.effect == Effect::Vera).collect();
+        let (a, b) = match &self.shared {
+            [None, None] if with.is_empty() => return None,
+            [Some(a), Some(b)] if !with.is_empty() => (a, b),
+            _ => {
+                let text = "λd and λb of VeRA need the pair they were trained with, and it them \
+                            (PEFT keeps it with save_projection)";
+                self.wrong.push(Error::new(Kind::Format, text));
+                return None;
+            }
+        };
+        let mut fits = true;
+        let mut want = |half: &Half<'_>, what: &str, fine: bool, expected: String, found: usize| {
+            if !fine {
+                let error = Error::expected(Kind::Mismatch, what, expected, found);
+                self.wrong.push(error.at(Place::Tensor(half.name.clone())));
+                fits = false;
+            }
+        };
+        let most = |f: fn(&Part) -> usize| with.iter().map(|p| f(p)).max().unwrap_or(0);
+        let (inputs, outputs) = (most(|p| p.inputs), most(|p| p.outputs));
+        want(a, "inputs", a.cols >= inputs, format!("at least {inputs}"), a.cols);
+        want(b, "outputs", b.rows >= outputs, format!("at least {outputs}"), b.rows);
+        want(b, "rank, as in the other half", b.cols == a.rows, a.rows.to_string(), b.cols);
+        for part in &with {
+            want(a, "rank, as of λd", part.rank == a.rows, part.rank.to_string(), a.rows);
+        }
+        if !fits {
+            return None;
+        }
+        let (rank, rows) = (a.rows, b.rows);
+        let (a, b) = (self.wrong.keep(finite(a)), self.wrong.keep(finite(b)));
+        let (a, b) = (a?, b?);
+        Some((
+            rank,
+            a,
+            (0..rank).flat_map(|j| (0..rows).map(move |o| (o, j))).map(|(o, j)| b[o * rank + j]).collect(),
+        ))
+    }
+}
+
 /// What matrices whose shapes fit do, and the rank of a pair (0: none); `None` where there is nothing, or it is wrong.
 fn effect_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<(Effect, usize)> {
     let (a, b) = match pair {
-        [None, None, None, None] => return None,
-        [None, None, None, Some(l)] => {
+        [None, None, None, None, None, None] => return None,
+        [None, None, None, None, Some(d), Some(b)] => {
+            if b.rows * b.cols != info.outputs {
+                let error = Error::expected(Kind::Mismatch, "λb", info.outputs, b.rows * b.cols);
+                wrong.push(error.at(Place::Tensor(b.name.clone())));
+                return None;
+            }
+            return Some((Effect::Vera, d.rows * d.cols));
+        }
+        [.., Some(half), None] | [.., None, Some(half)] | [.., Some(half), Some(_)] => {
+            let error = Error::new(Kind::Format, "λd and λb of VeRA come together, and with nothing else");
+            wrong.push(error.at(Place::Tensor(half.name.clone())));
+            return None;
+        }
+        [None, None, None, Some(l), None, None] => {
             let effect = match (l.rows, l.cols) {
                 (rows, 1) if rows == info.outputs => Effect::Outputs,
                 (1, cols) if cols == info.inputs => Effect::Inputs,
@@ -168,12 +252,12 @@ fn effect_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<(
             };
             return Some((effect, 0));
         }
-        [.., Some(l)] => {
+        [.., Some(l), None, None] => {
             let text = "factors and a pair at one product";
             wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(l.name.clone())));
             return None;
         }
-        [None, None, Some(m), None] => {
+        [None, None, Some(m), ..] => {
             let text = "lengths without a pair";
             wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(m.name.clone())));
             return None;

@@ -5,6 +5,8 @@
 //! general.architecture   as the base's      NAME.lora_b   [r, outputs]  rows of B
 //! adapter.type           the method         NAME.lora_m   [outputs]     lengths of DoRA
 //! adapter.lora.alpha     f32 α              NAME.ia3_l    [1, outputs] or [inputs]
+//! vera_a [most inputs, r]                   NAME.vera_d   [r]
+//! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! ```
 //! llama.cpp knows the type `lora` and refuses others, as it must.
 //!
@@ -90,6 +92,12 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(program, &names, wrong);
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
+        if let Some(which) =
+            [("vera_a", Which::A), ("vera_b", Which::B)].iter().find(|w| w.0 == tensor.name())
+        {
+            gather.put_shared(which.1, place, half(tensor));
+            continue;
+        }
         match site_of(&names, tensor.name()) {
             Ok((site, which)) => gather.put(site, which, place, half(tensor)),
             Err(e) => gather.wrong.push(e.at(place)),
@@ -124,8 +132,10 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     let file = Weights::open(path)?;
     let metadata = file.metadata();
     let method = method_of(metadata)?.name.into();
-    let ranks =
-        file.tensors().filter(|t| t.name().ends_with(".lora_a")).filter_map(|t| t.dims().get(1).copied());
+    let ranks = file
+        .tensors()
+        .filter(|t| t.name().ends_with(".lora_a") || t.name() == "vera_a")
+        .filter_map(|t| t.dims().get(1).copied());
     let half = |t: TensorRef<'_>| contents::Half {
         name: t.name().into(),
         kind: t.kind().name().into(),
@@ -176,11 +186,18 @@ fn text(metadata: Metadata<'_>, key: &str) -> Result<Option<String>> {
 }
 
 fn site_of(names: &Names, tensor: &str) -> Result<(Site, Which)> {
-    let halves = [(".lora_a", Which::A), (".lora_b", Which::B), (".lora_m", Which::M), (".ia3_l", Which::L)];
+    let halves = [
+        (".lora_a", Which::A),
+        (".lora_b", Which::B),
+        (".lora_m", Which::M),
+        (".ia3_l", Which::L),
+        (".vera_d", Which::D),
+        (".vera_b", Which::V),
+    ];
     let Some((name, which)) = halves.iter().find_map(|(end, w)| Some((tensor.strip_suffix(end)?, *w))) else {
         return Err(Error::new(
             Kind::Unsupported,
-            "is no matrix of a LoRA: expected NAME.lora_a or NAME.lora_b (or, of others, NAME.lora_m, NAME.ia3_l)",
+            "is no matrix of a LoRA: expected NAME.lora_a or NAME.lora_b (or, of others, NAME.lora_m, NAME.ia3_l, NAME.vera_d, NAME.vera_b)",
         ));
     };
     match names.from_gguf(name) {
@@ -283,9 +300,9 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
     let architecture = model.weights().metadata().need_text("general.architecture")?;
     builder.set("general.architecture", architecture).set("general.type", "adapter");
     builder.set("adapter.type", lora.method().name).set("general.name", adapter.name());
-    let alphas = lora.parts().iter().flatten().filter(|p| p.rank > 0).map(alpha_of);
+    let alphas = lora.parts().iter().flatten().filter(|p| p.pair() > 0).map(alpha_of);
     let alpha = alphas.min_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0);
-    if lora.method().ranked {
+    if lora.method().paired {
         builder.set(ALPHA, alpha);
     }
     for (key, text) in adapter.manifest().lines(lora.method()) {
@@ -294,6 +311,13 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
             Ok(n) if key == "onlay.format" => builder.set(key, n as u32),
             _ => builder.set(key, text),
         };
+    }
+    if let Some(s) = lora.shared() {
+        let kind = crate::format::types::Type::F32;
+        builder.tensor_from("vera_a", kind, &[s.inputs, s.rank], |sink| sink.put_f32s(&s.a));
+        let rows = (0..s.outputs).flat_map(|o| (0..s.rank).map(move |j| (o, j)));
+        let b: Vec<f32> = rows.map(|(o, j)| s.b[j * s.outputs + o]).collect();
+        builder.tensor_from("vera_b", kind, &[s.rank, s.outputs], move |sink| sink.put_f32s(&b));
     }
     let mut warnings = Vec::new();
     let mut wrong = Findings::default();
@@ -309,13 +333,20 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
             Effect::Dora => Some((".lora_m", vec![part.outputs])),
             Effect::Outputs => Some((".ia3_l", vec![1, part.outputs])),
             Effect::Inputs => Some((".ia3_l", vec![part.inputs])),
+            Effect::Vera => Some((".vera_b", vec![part.outputs])),
         };
-        if let Some((end, dims)) = vector {
-            builder.tensor_from(&format!("{name}{end}"), kind, &dims, move |sink| {
-                sink.put_f32s(&lora.params().read(site.0 as usize)[part.pair()..])
+        let skip = if part.effect == Effect::Vera { part.rank } else { part.pair() };
+        if part.effect == Effect::Vera {
+            builder.tensor_from(&format!("{name}.vera_d"), kind, &[part.rank], move |sink| {
+                sink.put_f32s(&lora.params().read(site.0 as usize)[..part.rank])
             });
         }
-        if part.rank == 0 {
+        if let Some((end, dims)) = vector {
+            builder.tensor_from(&format!("{name}{end}"), kind, &dims, move |sink| {
+                sink.put_f32s(&lora.params().read(site.0 as usize)[skip..])
+            });
+        }
+        if part.pair() == 0 {
             continue;
         }
         let plain = alpha / part.rank as f32;

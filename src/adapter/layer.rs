@@ -6,6 +6,7 @@
 //! Effect::Dora       A   B transposed   m [outputs]                             dora
 //! Effect::Outputs    l [outputs]                                                ia3
 //! Effect::Inputs     l [inputs]                                                 ia3
+//! Effect::Vera       λd [r]   λb [outputs]                                      vera
 //! ```
 //! Dropout draws its mask from a hash of (seed, row, site, column), where a row is named by its step, its place in the
 //! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
@@ -13,6 +14,7 @@
 
 use super::dora::Turned;
 use super::methods::Method;
+use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::program::Program;
 use crate::ops::{Backward, Base, Delta, Host, Site};
@@ -21,6 +23,7 @@ use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::RwLockReadGuard;
 
 /// What the numbers of a part do.
@@ -35,6 +38,8 @@ pub enum Effect {
     Outputs,
     /// `W·(l∘x)`
     Inputs,
+    /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
+    Vera,
 }
 
 /// What a layer is at one site.
@@ -60,9 +65,9 @@ impl Part {
         Part { rank, inputs, outputs, scale, ..Part::default() }
     }
 
-    /// Numbers in A and B.
+    /// Numbers in A and B of its own.
     pub(super) fn pair(&self) -> usize {
-        self.rank * (self.inputs + self.outputs)
+        if self.effect == Effect::Vera { 0 } else { self.rank * (self.inputs + self.outputs) }
     }
 
     /// All its numbers.
@@ -72,6 +77,7 @@ impl Part {
             Effect::Dora => self.pair() + self.outputs,
             Effect::Outputs => self.outputs,
             Effect::Inputs => self.inputs,
+            Effect::Vera => self.rank + self.outputs,
         }
     }
 
@@ -90,7 +96,7 @@ impl Part {
                 (a..a + units * self.outputs, true),
                 (pair..self.len(), true),
             ],
-            Effect::Outputs | Effect::Inputs => [(0..self.len(), false), (0..0, false), (0..0, false)],
+            _ => [(0..self.len(), false), (0..0, false), (0..0, false)],
         }
     }
 
@@ -125,6 +131,10 @@ impl Part {
             let Some(p) = part else { continue };
             let learned = p.rank - p.frozen;
             let paired = matches!(p.effect, Effect::Lora | Effect::Dora);
+            if p.effect == Effect::Vera && p.rank == 0 {
+                let place = Place::Tensor(site.name.clone());
+                wrong.push(Error::expected(Kind::Argument, "rank", "at least 1", 0).at(place));
+            }
             if paired && (learned == 0 || learned > p.inputs.min(p.outputs)) {
                 let most = format!("1 to {}", p.inputs.min(p.outputs));
                 let place = Place::Tensor(site.name.clone());
@@ -142,6 +152,7 @@ impl fmt::Display for Part {
             Effect::Dora => write!(f, "rank {} scale {} lengths", self.rank, self.scale)?,
             Effect::Outputs => f.write_str("factors of outputs")?,
             Effect::Inputs => f.write_str("factors of inputs")?,
+            Effect::Vera => write!(f, "rank {} shared", self.rank)?,
         }
         if self.frozen > 0 { write!(f, " frozen {}", self.frozen) } else { Ok(()) }
     }
@@ -167,7 +178,9 @@ pub struct Layer {
     dropout: Dropout,
     /// What follows from the numbers and the base: of [`Effect::Dora`].
     pub(super) turned: Slots<Turned>,
-    /// Memory of the backward pass: h, dh, dropped inputs or gradients of inputs, and two for pairs with a length.
+    /// The pair of [`Effect::Vera`].
+    shared: Option<Arc<Shared>>,
+    /// Memory of the backward pass: h, dh, dropped inputs or gradients of inputs, and two for what is as wide as the outputs.
     pub(super) memory: Slots<Vec<f32>>,
 }
 
@@ -176,15 +189,47 @@ impl Layer {
     pub fn new(parts: Vec<Option<Part>>) -> Self {
         let params = Slots::new(parts.len(), |i| vec![0.0; parts[i].map_or(0, |p: Part| p.len())]);
         let turned = Slots::new(parts.len(), |i| Turned::new(parts[i].as_ref()));
-        Layer { parts, params, grads: None, dropout: Dropout::default(), turned, memory: Slots::default() }
+        Layer {
+            parts,
+            params,
+            grads: None,
+            dropout: Dropout::default(),
+            turned,
+            shared: None,
+            memory: Slots::default(),
+        }
+    }
+
+    /// Gives it the pair of [`Effect::Vera`].
+    pub(super) fn sharing(mut self, shared: Shared) -> Layer {
+        self.shared = Some(Arc::new(shared));
+        self
+    }
+
+    /// The pair of [`Effect::Vera`].
+    pub(super) fn shared(&self) -> Option<&Shared> {
+        self.shared.as_deref()
+    }
+
+    /// Numbers that it is made with and that never learn.
+    pub fn fixed(&self) -> [&[f32]; 2] {
+        self.shared().map_or([&[], &[]], |s| [&s.a, &s.b])
     }
 
     /// The same numbers without gradients: what is published, or learned from anew.
     pub fn copy(&self) -> Layer {
         let params = Slots::new(self.parts.len(), |i| self.params.read(i).clone());
-        let parts = self.parts.clone();
+        let (parts, shared) = (self.parts.clone(), self.shared.clone());
         let turned = Slots::new(self.parts.len(), |i| self.turned.read(i).clone());
-        Layer { parts, params, grads: None, dropout: Dropout::default(), turned, memory: Slots::default() }
+        Layer {
+            parts,
+            params,
+            grads: None,
+            dropout: Dropout::default(),
+            turned,
+            shared,
+            memory: Slots::default(),
+        }
     }
 
     /// Makes it learn: gradients, and the memory of a backward pass over up to `rows` rows. A share `dropout` of the
@@ -217,7 +262,7 @@ impl Layer {
                 _ if paired(p) && self.dropout.rate > 0 => p.inputs,
                 _ => 0,
             }),
-            most(&|p| if with(p) { 2 * p.rank * p.outputs } else { 0 }),
+            most(&|p| if with(p) || p.effect == Effect::Vera { p.rank * p.outputs } else { 0 }),
             most(&|p| if with(p) || p.effect == Effect::Outputs { p.outputs } else { 0 }),
         ]
     }
@@ -227,6 +272,7 @@ impl Layer {
     pub fn bytes(&self, rows: usize, dropout: bool) -> (u64, u64) {
         let params = 4 * self.len() as u64;
         let turned: u64 = self.parts.iter().flatten().map(Turned::bytes).sum();
+        let turned = turned + self.shared().map_or(0, Shared::bytes);
         let mut sizes = self.memory_sizes(rows);
         if dropout && self.dropout.rate == 0 {
             let inputs = self.parts.iter().flatten().map(|p| p.inputs).max().unwrap_or(0);
@@ -305,7 +351,7 @@ impl Layer {
     pub(super) fn gains(&self, site: Site, asked: fn(Effect) -> bool) -> Option<Vec<f32>> {
         let i = site.0 as usize;
         Some(match self.part(site).filter(|p| asked(p.effect))?.effect {
-            Effect::Lora => return None,
+            Effect::Lora | Effect::Vera => return None,
             Effect::Dora => self.turned.read(i).gains.clone(),
             Effect::Outputs | Effect::Inputs => self.params.read(i).clone(),
         })
@@ -433,6 +479,7 @@ impl Backward for Layer {
             Effect::Lora | Effect::Dora => self.pair_back(host, site, base, x, dy, dx),
             Effect::Outputs => self.outputs_back(host, site, base, x, dy, dx),
             Effect::Inputs => self.inputs_back(host, site, base, x, dy, dx),
+            Effect::Vera => self.vectors_back(host, site, base, x, dy, dx),
         }
     }
 }

@@ -47,10 +47,33 @@ impl Layer {
         h: &mut [f32],
         stride: usize,
     ) {
-        let k = self.part(site).expect("asked only where it has a width").inputs;
         let params = self.params().read(site.0 as usize);
-        let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
-        product(level, Dense::F32, a, 4 * k, x.data(), k, h, stride);
+        self.times_a(level, site, &params, x.data(), units, h, stride);
+    }
+
+    /// `A·x` for rows of x and some hidden units; with [`Effect::Vera`] λd∘ that.
+    #[allow(clippy::too_many_arguments)]
+    fn times_a(
+        &self,
+        level: Level,
+        site: Site,
+        params: &[f32],
+        x: &[f32],
+        units: Range<usize>,
+        h: &mut [f32],
+        stride: usize,
+    ) {
+        let part = self.part(site).expect("asked only where it has a width");
+        let k = part.inputs;
+        let shared = self.shared().filter(|_| part.effect == Effect::Vera);
+        let (a, row) = shared.map_or((params, k), |s| (&s.a, s.inputs));
+        let rows = bytemuck::cast_slice(&a[units.start * row..units.end * row]);
+        product(level, Dense::F32, rows, 4 * row, x, k, h, stride);
+        if shared.is_some() {
+            for h in h.chunks_mut(stride).take(x.len() / k) {
+                h.iter_mut().zip(&params[units.clone()]).for_each(|(h, d)| *h *= d);
+            }
+        }
     }
 
     /// [`Layer::hidden`] with inputs dropped, of rows `first_row..` of the batch.
@@ -71,15 +94,15 @@ impl Layer {
         };
         let k = self.part(site).expect("asked only where it has a width").inputs;
         let params = self.params().read(site.0 as usize);
-        let a = bytemuck::cast_slice(&params[units.start * k..units.end * k]);
         spare.resize(k.max(spare.len()), 0.0);
         for ((i, h), name) in h.chunks_exact_mut(units.len()).enumerate().zip(names) {
             self.drop_into(site, *name, 0, x.row(i), &mut spare[..k]);
-            product(level, Dense::F32, a, 4 * k, &spare[..k], k, h, units.len());
+            self.times_a(level, site, &params, &spare[..k], units.clone(), h, units.len());
         }
     }
 
-    /// `y += weight·s·h·Bᵀ` for some rows and the outputs from `first` on; with [`Effect::Dora`] `gain∘` that.
+    /// `y += weight·s·h·Bᵀ` for some rows and the outputs from `first` on; with [`Effect::Dora`] and [`Effect::Vera`]
+    /// `gain∘` that.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn low_rank(
         &self,
@@ -97,7 +120,12 @@ impl Layer {
         let params = self.params().read(site.0 as usize);
         let turned = (part.effect == Effect::Dora).then(|| self.turned.read(site.0 as usize));
         let gains = turned.as_ref().map(|t| &t.gains[first..]);
-        let b = &params[part.rank * part.inputs..];
+        let shared = self.shared().filter(|_| part.effect == Effect::Vera);
+        let gains = gains.or(shared.map(|_| &params[part.rank + first..]));
+        let (b, b_stride) = match shared {
+            Some(s) => (s.b_at(site), s.outputs),
+            None => (&params[part.rank * part.inputs..], part.outputs),
+        };
         let (per, width) = (gemm::rows(level), y.row(rows.start).len());
         let len = per * (part.rank + width);
         spare.resize(len.max(spare.len()), 0.0);
@@ -110,7 +138,7 @@ impl Layer {
                 let tile = &mut tile[i * width..(i + 1) * width];
                 if gains.is_some() { tile.fill(0.0) } else { tile.copy_from_slice(y.row(group + i)) }
             }
-            gemm::add(level, m, width, packed, &b[first..], part.outputs, tile, width);
+            gemm::add(level, m, width, packed, &b[first..], b_stride, tile, width);
             for i in 0..m {
                 let (tile, y) = (&tile[i * width..(i + 1) * width], y.row(group + i));
                 match gains {
@@ -134,7 +162,7 @@ impl Layer {
         let part = *self.part(site).expect("asked only where it learns");
         let Part { rank, inputs, outputs, scale, frozen, .. } = part;
         let learned = rank - frozen;
-        let (level, n, i) = (host.level, x.rows(), site.0 as usize);
+        let (n, i) = (x.rows(), site.0 as usize);
         let params = self.params().read(i);
         let (a, b) = params.split_at(rank * inputs);
         let turned = (part.effect == Effect::Dora).then(|| self.turned.read(i));
@@ -150,9 +178,9 @@ impl Layer {
             each_row(host, dropped, inputs, |row, to| self.drop_into(site, names[row], 0, x.row(row), to));
         }
         let input = if dropping { Mat::new(dropped, inputs) } else { x };
-        rows_times(host, input, a, h, rank);
+        rows_times(host, input, a, inputs, h, rank);
         match &turned {
-            None => rows_times(host, dy, b, dh, rank),
+            None => rows_times(host, dy, b, outputs, dh, rank),
             Some(turned) => {
                 // gain∘dy meets B: the gain may as well be on B
                 let mut turned_b = self.memory.get(3);
@@ -160,7 +188,7 @@ impl Layer {
                 for (to, b) in turned_b.chunks_exact_mut(outputs).zip(b.chunks_exact(outputs)) {
                     to.iter_mut().zip(b).zip(&turned.gains).for_each(|((to, b), g)| *to = g * b);
                 }
-                rows_times(host, dy, turned_b, dh, rank);
+                rows_times(host, dy, turned_b, outputs, dh, rank);
             }
         }
         dh.iter_mut().for_each(|v| *v *= scale);
@@ -184,28 +212,51 @@ impl Layer {
             MatMut::new(&mut da[..learned * inputs], inputs),
         );
         let Some(mut dx) = dx else { return };
-        let straight = Factor { data: dh, row: rank, step: 1 };
-        if dropping {
-            dropped.fill(0.0);
-            add_product(host, 1.0, straight, rank, a, inputs, MatMut::new(dropped, inputs));
-            let through = Mat::new(dropped, inputs);
-            each_row(host, dx.again().data(), inputs, |row, dx| {
-                let mut piece = [0.0; 256];
-                for (i, (dx, from)) in dx.chunks_mut(256).zip(through.row(row).chunks(256)).enumerate() {
-                    let piece = &mut piece[..dx.len()];
-                    self.drop_into(site, names[row], 256 * i, from, piece);
-                    math::add_scaled(level, 1.0, piece, dx);
-                }
-            });
-        } else {
-            add_product(host, 1.0, straight, rank, a, inputs, dx.again());
-        }
+        self.input_back(host, site, names, dropped, dh, a, inputs, dx.again());
         product_back(host, base.matrix, turned.as_ref().map(|t| &t.gains[..]), dy, dx);
+    }
+
+    /// `dx += drop′(dh·A)` with rows of A `stride` apart; `dropped` is memory for that, `names` are those of the rows, both
+    /// empty if nothing is dropped.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn input_back(
+        &self,
+        host: &mut Host<'_>,
+        site: Site,
+        names: &[u64],
+        dropped: &mut [f32],
+        dh: &[f32],
+        a: &[f32],
+        stride: usize,
+        mut dx: MatMut<'_>,
+    ) {
+        let (level, inputs) = (host.level, dx.cols());
+        let rank = dh.len() / dx.rows();
+        let straight = Factor { data: dh, row: rank, step: 1 };
+        if names.is_empty() {
+            return add_product(host, 1.0, straight, rank, a, stride, dx);
+        }
+        dropped.fill(0.0);
+        add_product(host, 1.0, straight, rank, a, stride, MatMut::new(dropped, inputs));
+        let through = Mat::new(dropped, inputs);
+        each_row(host, dx.again().data(), inputs, |row, dx| {
+            let mut piece = [0.0; 256];
+            for (i, (dx, from)) in dx.chunks_mut(256).zip(through.row(row).chunks(256)).enumerate() {
+                let piece = &mut piece[..dx.len()];
+                self.drop_into(site, names[row], 256 * i, from, piece);
+                math::add_scaled(level, 1.0, piece, dx);
+            }
+        });
     }
 }
 
 /// `f(row, numbers)` for every row, spread over the team.
-fn each_row(host: &mut Host<'_>, rows: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn each_row(
+    host: &mut Host<'_>,
+    rows: &mut [f32],
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) {
     let pieces = crate::tensor::Chunks::new([rows], width);
     host.team.run(&|_| {
         while let Some((i, [row])) = pieces.next() {
@@ -214,8 +265,15 @@ fn each_row(host: &mut Host<'_>, rows: &mut [f32], width: usize, f: impl Fn(usiz
     });
 }
 
-/// `out [n][r] = x [n][k]·Wᵀ` for a small W `[r][k]` of f32, spread over the team by rows of x.
-fn rows_times(host: &mut Host<'_>, x: Mat<'_>, w: &[f32], out: &mut [f32], r: usize) {
+/// `out [n][r] = x [n][k]·Wᵀ` for a small W `[r][k]` of f32, its rows `stride` apart, spread over the team by rows of x.
+pub(super) fn rows_times(
+    host: &mut Host<'_>,
+    x: Mat<'_>,
+    w: &[f32],
+    stride: usize,
+    out: &mut [f32],
+    r: usize,
+) {
     let (level, k, pieces) = (host.level, x.cols(), host.batch.pieces);
     let (grid, scratch) = (Grid::new([MatMut::new(out, r)], pieces, [r]), host.scratch);
     host.team.run(&|member| {
@@ -223,7 +281,7 @@ fn rows_times(host: &mut Host<'_>, x: Mat<'_>, w: &[f32], out: &mut [f32], r: us
             let rows = pieces[piece].clone();
             scratch.with_spare(member, rows.len() * r, |tile| {
                 let (x, w) = (x.part(rows.clone()).data(), bytemuck::cast_slice(w));
-                product(level, Dense::F32, w, 4 * k, x, k, tile, r);
+                product(level, Dense::F32, w, 4 * stride, x, k, tile, r);
                 for (i, row) in tile.chunks_exact(r).enumerate() {
                     block.row(i).copy_from_slice(row);
                 }

@@ -229,7 +229,9 @@ mod tests {
         let error = read(&lines).unwrap_err();
         assert_eq!(error.findings().len(), 5, "{error}");
         assert!(
-            error.to_string().contains("onlay.method: value: expected lora, dora, ia3, found \"prompt\""),
+            error
+                .to_string()
+                .contains("onlay.method: value: expected lora, dora, ia3, vera, found \"prompt\""),
             "{error}"
         );
     }

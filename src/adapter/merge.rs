@@ -241,28 +241,35 @@ impl<'a> Fold<'a> {
             let Some(part) = part else { continue };
             let own = adapter.lora().gains(self.site, |effect| effect == Effect::Dora);
             let numbers = adapter.numbers(self.site);
-            let (a, b) = numbers.split_at(part.rank * k);
+            let shared = adapter.lora().shared();
+            let (a, a_row, b, b_row) = match shared {
+                Some(s) => (&s.a[..], s.inputs, s.b_at(self.site), s.outputs),
+                None => {
+                    let (a, b) = numbers.split_at(part.rank * k);
+                    (a, k, b, part.outputs)
+                }
+            };
+            // what stands around B: λd on its columns, λb or the gains of lengths on its rows
+            let (columns, own) = match shared {
+                Some(_) => (Some(&numbers[..part.rank]), Some(numbers[part.rank..].to_vec())),
+                None => (None, own),
+            };
             let per = gemm::rows(level);
             packed.resize(per * part.rank, 0.0);
             for group in (0..n).step_by(per) {
                 let m = per.min(n - group);
-                gemm::pack(
-                    level,
-                    &b[first + group..],
-                    1,
-                    part.outputs,
-                    m,
-                    part.rank,
-                    part.scale * weight,
-                    packed,
-                );
+                gemm::pack(level, &b[first + group..], 1, b_row, m, part.rank, part.scale * weight, packed);
                 if let Some(own) = &own {
                     let rows = &own[first + group..][..m];
                     for b in packed.chunks_exact_mut(per) {
                         b.iter_mut().zip(rows).for_each(|(b, g)| *b *= g);
                     }
                 }
-                gemm::add(level, m, k, packed, a, k, &mut sum[group * k..], k);
+                if let Some(columns) = columns {
+                    let each = packed.chunks_exact_mut(per).zip(columns);
+                    each.for_each(|(b, d)| b.iter_mut().for_each(|b| *b *= d));
+                }
+                gemm::add(level, m, k, packed, a, a_row, &mut sum[group * k..], k);
             }
         }
         let difference =

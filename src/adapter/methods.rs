@@ -16,8 +16,8 @@ pub struct Method {
     pub peft: &'static str,
     /// Where it is fastened unless told.
     pub targets: &'static str,
-    /// Whether it has a rank.
-    pub ranked: bool,
+    /// Whether every place has a rank, an α and a B of its own.
+    pub paired: bool,
     /// What it is at a site, with rank and scale where it has them.
     part: fn(&str) -> Effect,
 }
@@ -29,7 +29,7 @@ pub static METHODS: &[Method] = &[
         about: "a low-rank sum beside the product",
         peft: "LORA",
         targets: "all",
-        ranked: true,
+        paired: true,
         part: |_| Effect::Lora,
     },
     Method {
@@ -37,7 +37,7 @@ pub static METHODS: &[Method] = &[
         about: "a low-rank sum, and a length of its own for every row",
         peft: "LORA",
         targets: "all",
-        ranked: true,
+        paired: true,
         part: |_| Effect::Dora,
     },
     Method {
@@ -45,8 +45,16 @@ pub static METHODS: &[Method] = &[
         about: "a factor for every output; in front of the MLP's last product, for every input",
         peft: "IA3",
         targets: "k,v,down",
-        ranked: false,
+        paired: false,
         part: |word| if word == "down_proj" { Effect::Inputs } else { Effect::Outputs },
+    },
+    Method {
+        name: "vera",
+        about: "one random pair for all products, and two vectors for each",
+        peft: "VERA",
+        targets: "all",
+        paired: false,
+        part: |_| Effect::Vera,
     },
 ];
 
@@ -68,6 +76,7 @@ impl Method {
             None | Some(Effect::Lora) => "lora",
             Some(Effect::Dora) => "dora",
             Some(Effect::Outputs | Effect::Inputs) => "ia3",
+            Some(Effect::Vera) => "vera",
         };
         METHODS.iter().find(|m| m.name == name).expect("every effect has a method")
     }
@@ -83,10 +92,10 @@ impl Method {
     ) -> Part {
         let effect = (self.part)(names.last(site).unwrap_or_default());
         let (inputs, outputs) = shape;
-        if self.ranked {
-            Part { effect, ..Part::lora(rank, inputs, outputs, scale) }
-        } else {
-            Part { effect, inputs, outputs, ..Part::default() }
+        match effect {
+            Effect::Lora | Effect::Dora => Part { effect, ..Part::lora(rank, inputs, outputs, scale) },
+            Effect::Vera => Part { effect, ..Part::lora(rank, inputs, outputs, 1.0) },
+            Effect::Outputs | Effect::Inputs => Part { effect, inputs, outputs, ..Part::default() },
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! layer               what is fastened where, and its numbers
-//! lora, dora, ia3     what a layer computes, forward and backward          one file per method
+//! lora, dora, ia3,
+//!   vera              what a layer computes, forward and backward          one file per method
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -28,6 +29,7 @@ mod pattern;
 mod peft;
 mod svd;
 mod targets;
+mod vera;
 mod worn;
 
 pub use contents::{Contents, Form, Half};

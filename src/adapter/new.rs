@@ -16,6 +16,7 @@ use super::methods::Method;
 use super::names::Names;
 use super::svd;
 use super::targets::Targets;
+use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::ops::Site;
@@ -145,8 +146,8 @@ impl New {
             wrong.push(Error::new(Kind::Argument, text));
         }
         let patterns = !(self.ranks.0.is_empty() && self.alphas.0.is_empty());
-        if patterns && !self.method.ranked {
-            let text = format!("{} has no ranks that a pattern could name", self.method.name);
+        if patterns && !self.method.paired {
+            let text = format!("{} has no ranks and alphas of places", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
         }
         let part = |(i, on): (usize, &bool)| {
@@ -157,7 +158,7 @@ impl New {
             on.then(|| self.method.part(&names, Site(i as u32), rank, scale, (site.inputs, site.outputs)))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
-        if self.method.ranked
+        if self.method.paired
             && let Some(p) = parts.iter().flatten().find(|p| !(p.scale.is_finite() && p.scale != 0.0))
         {
             wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));
@@ -173,13 +174,19 @@ impl New {
         }
         let mut layer = Layer::new(parts);
         match self.init {
-            Init::Zero => layer.start(&mut Rng::new(self.seed)),
+            Init::Zero if self.method.paired => layer.start(&mut Rng::new(self.seed)),
+            Init::Zero => {}
             init => {
                 let here: Vec<usize> =
                     (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
                 let mut team = Team::new(threads)?;
                 team.each(here.len(), |_, at| layer.take_from(model, level, init, here[at], self.seed));
             }
+        }
+        if layer.method().name == "vera" {
+            let shared = Shared::random(&names, layer.parts(), self.rank, &mut Rng::new(self.seed));
+            layer = layer.sharing(shared);
+            layer.start_vectors();
         }
         layer.start_factors();
         layer.start_lengths(model, level);

@@ -253,7 +253,8 @@ impl Adapter {
 
     /// Bytes of its numbers.
     pub fn bytes(&self) -> u64 {
-        4 * self.lora.len() as u64
+        let fixed: usize = self.lora.fixed().iter().map(|f| f.len()).sum();
+        4 * (self.lora.len() + fixed) as u64
     }
 
     pub(super) fn lora(&self) -> &Layer {
@@ -276,6 +277,7 @@ fn identify(lora: &Layer, program: &Program) -> Hash {
     } else {
         text(&mut hash, "onlay adapter 2");
         text(&mut hash, method.name);
+        lora.fixed().into_iter().flatten().for_each(|v| hash.update(v.to_le_bytes()));
     }
     hash.update((parts.len() as u64).to_le_bytes());
     for (name, i, part) in parts {
@@ -283,7 +285,7 @@ fn identify(lora: &Layer, program: &Program) -> Hash {
         [part.rank, part.inputs, part.outputs].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
         hash.update(part.scale.to_le_bytes());
         match part.effect {
-            Effect::Lora | Effect::Dora => {}
+            Effect::Lora | Effect::Dora | Effect::Vera => {}
             Effect::Outputs => text(&mut hash, "outputs"),
             Effect::Inputs => text(&mut hash, "inputs"),
         }

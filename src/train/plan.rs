@@ -143,7 +143,7 @@ impl RunPlan {
         if layer.is_empty() {
             wrong.push(Error::new(Kind::Argument, "the layer has no part that could learn"));
         }
-        if options.recipe.plus != 1.0 && !layer.method().ranked {
+        if options.recipe.plus != 1.0 && !layer.method().paired {
             let text = format!("lora-plus-ratio: {} has no B that could learn faster", layer.method().name);
             wrong.push(Error::new(Kind::Argument, text));
         }
@@ -256,6 +256,7 @@ fn numbers(layer: &Lora) -> [u8; 32] {
         hash.update((part.len() as u64).to_le_bytes());
         part.iter().for_each(|v| hash.update(v.to_le_bytes()));
     }
+    layer.fixed().into_iter().flatten().for_each(|v| hash.update(v.to_le_bytes()));
     hash.finalize().into()
 }
 

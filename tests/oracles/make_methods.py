@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 
 from make_curves import SETTINGS, rows_of
@@ -32,17 +32,18 @@ METHODS = {
     "ia3": lambda: IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
     # gate and up share an input and scale it each their own way
     "ia3-all": lambda: IA3Config(target_modules=LINEAR, feedforward_modules=MLP),
+    "vera": lambda: VeraConfig(r=8, target_modules=LINEAR, save_projection=True, projection_prng_key=7),
     "plus": lambda: LoraConfig(**LOW_RANK, bias="none"),
     "pissa": lambda: LoraConfig(**LOW_RANK, bias="none", init_lora_weights="pissa"),
     "olora": lambda: LoraConfig(**LOW_RANK, bias="none", init_lora_weights="olora"),
 }
-RATES = {"ia3": 1e-1, "plus": 5e-4}
+RATES = {"ia3": 1e-1, "vera": 2e-2, "plus": 5e-4}
 RATIO = 16.0
 
-GRADIENTS = {"llama": ["dora", "ia3", "ia3-all"], "llama-tied-bias": ["dora", "ia3-all"]}
+GRADIENTS = {"llama": ["dora", "ia3", "ia3-all", "vera"], "llama-tied-bias": ["dora", "ia3-all", "vera"]}
 CURVES = {
-    "llama": {"F32": ["dora", "ia3", "plus", "pissa", "olora"]},
-    "llama-wide": {"Q8_0": ["dora", "ia3", "pissa", "olora"], "Q4_K": ["dora", "ia3", "pissa", "olora"]},
+    "llama": {"F32": ["dora", "ia3", "vera", "plus", "pissa", "olora"]},
+    "llama-wide": {"Q8_0": ["dora", "ia3", "vera", "pissa", "olora"], "Q4_K": ["dora", "ia3", "vera", "pissa", "olora"]},
 }
 
 
@@ -65,7 +66,7 @@ def attach(name, folder, file, method, tag, b="random"):
             normal = torch.from_numpy(draw.standard_normal(tuple(weight.shape)).astype(np.float32))
             if "lora_magnitude_vector" in key:
                 weight.mul_(1 + (0.0 if b == "zero" else 0.1) * normal)
-            elif "ia3_l" in key:
+            elif "ia3_l" in key or "vera_lambda" in key:
                 weight.add_((0.0 if b == "zero" else 0.2) * normal)
             elif "lora_" in key and method not in ("pissa", "olora"):
                 is_b = "lora_B" in key
@@ -81,10 +82,12 @@ def write_gradients(name, folder, method):
     rows = masked_rows(name)
     loss, trained = mean_loss(model, rows)
     loss.backward()
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    gradients = get_peft_model_state_dict(
-        model, state_dict={k: p.grad for k, p in model.named_parameters() if p.grad is not None}, save_embedding_layers=False)
-    assert set(gradients) == set(state)
+    # in the place of the numbers; what has no gradient is looked for too, and left out
+    trained_names = {k for k, p in model.named_parameters() if p.requires_grad}
+    with_gradients = model.state_dict() | {k: p.grad for k, p in model.named_parameters() if k in trained_names}
+    gradients = get_peft_model_state_dict(model, state_dict=with_gradients, save_embedding_layers=False)
+    gradients = {k: g for k, g in gradients.items() if k not in ("base_model.vera_A", "base_model.vera_B")}
+    assert len(gradients) == len(trained_names)
     tensors = {key: value.numpy() for key, value in gradients.items()}
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in tensors.values()))
     double = sum(-log_softmax(logits_of(model, t))[np.arange(len(t) - 1), t[1:]][l[1:] != -100].sum() for t, l in rows) / trained

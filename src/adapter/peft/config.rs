@@ -20,6 +20,7 @@ static KNOWN: &[&str] = &[
     "base_model_name_or_path",
     "bias",
     "corda_config",
+    "d_initial",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
@@ -28,6 +29,7 @@ static KNOWN: &[&str] = &[
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
+    "init_weights",
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
@@ -39,15 +41,18 @@ static KNOWN: &[&str] = &[
     "modules_to_save",
     "peft_type",
     "peft_version",
+    "projection_prng_key",
     "qalora_group_size",
     "r",
     "rank_pattern",
     "revision",
     "runtime_config",
+    "save_projection",
     "target_modules",
     "task_type",
     "use_dora",
     "use_rslora",
+    "vera_dropout",
 ];
 
 /// Starts of A and B that leave the base as it is; after the others (PiSSA, OLoRA, CorDA, LoRA-GA) the numbers count
@@ -129,8 +134,9 @@ impl Config {
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(Value::String(t)) if t == "IA3" => method = "ia3",
+            Some(Value::String(t)) if t == "VERA" => method = "vera",
             Some(t) => {
-                let expected = "\"LORA\" or \"IA3\"; others are not supported yet";
+                let expected = "\"LORA\", \"IA3\" or \"VERA\"; others are not supported yet";
                 wrong.push(bad("peft_type", Kind::Unsupported, expected, t))
             }
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
@@ -159,7 +165,7 @@ impl Config {
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || method == "ia3" => {}
+            _ if good || matches!(method, "ia3" | "vera") => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -269,6 +275,26 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
         if alpha_of(part) != alpha {
             alphas.insert(module.clone(), number(alpha_of(part)));
         }
+    }
+    if method == "vera" {
+        return json!({
+            "peft_type": "VERA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "inference_mode": true,
+            "r": rank,
+            "target_modules": modules(names, parts, &with),
+            "projection_prng_key": 0,
+            "save_projection": true,
+            "vera_dropout": 0.0,
+            "d_initial": 0.1,
+            "fan_in_fan_out": false,
+            "bias": "none",
+            "init_weights": true,
+            "modules_to_save": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+        });
     }
     json!({
         "peft_type": "LORA",

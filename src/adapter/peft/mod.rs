@@ -5,6 +5,8 @@
 //! base_model.model.PATH.lora_B.weight   [outputs][r]     rows in the order of the converted model: names.rs
 //! base_model.model.PATH.lora_magnitude_vector   [outputs]     with use_dora
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
+//! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
+//! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
@@ -32,6 +34,10 @@ use tensors::{Matrix, Tensors};
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const LENGTHS: &str = ".lora_magnitude_vector";
+/// What VeRA's products share.
+const SHARED: [(&str, Which); 2] = [("base_model.vera_A", Which::A), ("base_model.vera_B", Which::B)];
+/// Tensors of one dimension.
+const VECTORS: [&str; 3] = [LENGTHS, ".vera_lambda_d", ".vera_lambda_b"];
 const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
@@ -48,10 +54,14 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(model.program(), &names, wrong);
     for name in tensors.names() {
         let half = || -> Result<_> {
-            let (rows, cols) = tensors.shape(&name, name.ends_with(LENGTHS))?;
+            let (rows, cols) = tensors.shape(&name, VECTORS.iter().any(|end| name.ends_with(end)))?;
             let (tensors, name) = (&tensors, name.clone());
             Ok(Half { name: name.clone(), rows, cols, numbers: Box::new(move || tensors.numbers(&name)) })
         };
+        if let Some(which) = SHARED.iter().find(|(shared, _)| *shared == name) {
+            gather.put_shared(which.1, shown(&name), half());
+            continue;
+        }
         match site_of(&names, &config, &name) {
             Ok(None) => {}
             Ok(Some((site, which))) => gather.put(site, which, shown(&name), half()),
@@ -94,7 +104,9 @@ fn open(directory: &Path) -> Result<(Value, Tensors)> {
 pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let (json, tensors) = open(directory)?;
     let halves: Vec<_> = tensors.all().collect();
-    let ranks = halves.iter().filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight"));
+    let ranks = halves
+        .iter()
+        .filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight") || h.name.ends_with(".vera_A"));
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
@@ -130,6 +142,8 @@ fn site_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(Site,
         (".lora_B.weight", Which::B),
         (LENGTHS, Which::M),
         (".ia3_l", Which::L),
+        (".vera_lambda_d", Which::D),
+        (".vera_lambda_b", Which::V),
     ];
     let Some((module, which)) = halves.iter().find_map(|(end, w)| Some((path.strip_suffix(end)?, *w))) else {
         return match () {
@@ -181,23 +195,37 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         let name = |half| format!("{ROOT}{module}.lora_{half}.weight");
         let vector = move || {
             let numbers = adapter.numbers(site);
-            let v = &numbers[part.pair()..];
+            let v = &numbers[if part.effect == Effect::Vera { rank } else { part.pair() }..];
             match part.effect {
                 Effect::Inputs => v.to_vec(),
                 _ => (0..outputs).map(|o| v[names.row(site, o)]).collect(),
             }
         };
-        if rank > 0 {
+        if part.pair() > 0 {
             matrices.push(Matrix { name: name("A"), shape: vec![rank, inputs], numbers: Box::new(a) });
             matrices.push(Matrix { name: name("B"), shape: vec![outputs, rank], numbers: Box::new(b) });
+        }
+        if part.effect == Effect::Vera {
+            let numbers = move || adapter.numbers(site)[..rank].to_vec();
+            let name = format!("{ROOT}{module}.vera_lambda_d");
+            matrices.push(Matrix { name, shape: vec![rank], numbers: Box::new(numbers) });
         }
         let (end, shape) = match part.effect {
             Effect::Lora => continue,
             Effect::Dora => (LENGTHS, vec![outputs]),
             Effect::Outputs => (".ia3_l", vec![outputs, 1]),
             Effect::Inputs => (".ia3_l", vec![1, inputs]),
+            Effect::Vera => (".vera_lambda_b", vec![outputs]),
         };
         matrices.push(Matrix { name: format!("{ROOT}{module}{end}"), shape, numbers: Box::new(vector) });
+    }
+    if let Some(s) = adapter.lora().shared() {
+        let rows = move || (0..s.outputs).flat_map(move |o| (0..s.rank).map(move |j| (o, j)));
+        let b = move || rows().map(|(o, j)| s.b[j * s.outputs + o]).collect();
+        let a = move || s.a.clone();
+        let (a_name, b_name) = (SHARED[0].0.into(), SHARED[1].0.into());
+        matrices.push(Matrix { name: a_name, shape: vec![s.rank, s.inputs], numbers: Box::new(a) });
+        matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
     let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());

@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
     /// Rank, of methods that have one
