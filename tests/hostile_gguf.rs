@@ -490,6 +490,7 @@ fn memory_stays_small() {
         change(&mut file);
         let _ = parse_soon(name, &file.bytes());
     }
-    let grown = peak().unwrap_or(before) - before;
+    // the kernel counts in pieces: what it says of the peak may be a little below what it said before
+    let grown = peak().unwrap_or(before).saturating_sub(before);
     assert!(grown < 64 << 10, "{grown} KiB above the baseline");
 }
