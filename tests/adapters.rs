@@ -160,8 +160,7 @@ fn any_ranks_and_scales_survive_both_files() {
             .map(|s| {
                 let scale =
                     [2.0, 1.0 / 3.0, -0.7, 5.656_854, 1e-3, rng.uniform() + 0.01][rng.below(6) as usize];
-                let part =
-                    Part { rank: 1 + rng.below(9) as usize, inputs: s.inputs, outputs: s.outputs, scale };
+                let part = Part::lora(1 + rng.below(9) as usize, s.inputs, s.outputs, scale);
                 (rng.below(3) > 0).then_some(part)
             })
             .collect();

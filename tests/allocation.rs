@@ -4,11 +4,10 @@
 #![allow(unsafe_code)]
 
 mod support;
-use onlay::adapter::{Lora, Part};
+use onlay::adapter::{Lora, METHODS, Method, New};
 use onlay::engine::{Choice, Engine, EngineOptions, Sampler};
 use onlay::model::{Request, Wanted};
 use onlay::ops::Delta;
-use onlay::rng::Rng;
 use onlay::train::objective::Goal;
 use onlay::train::{Example, Keep, Origin, Recipe, Role, Set, Signal, TrainOptions, Trainer};
 use onlay_kernels::Level;
@@ -48,20 +47,21 @@ fn allocations(f: impl FnOnce()) -> usize {
     COUNT.load(Ordering::SeqCst)
 }
 
-fn layer(model: &onlay::model::Model) -> Lora {
-    let part = |s: &onlay::model::program::SiteInfo| {
-        Some(Part { rank: 4, inputs: s.inputs, outputs: s.outputs, scale: 1.0 })
-    };
-    let mut layer = Lora::new(model.program().sites.iter().map(part).collect());
-    layer.start(&mut Rng::new(1));
+fn layer(model: &onlay::model::Model, method: &'static Method) -> Lora {
+    let level = Level::chosen().unwrap();
+    let all = onlay::adapter::Targets::parse("all,head").unwrap();
+    let layer = New { rank: 4, targets: Some(all), ..New::of(method) }.layer(model, level, 1).unwrap();
+    layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     layer
 }
 
 #[test]
 fn steps_allocate_nothing() {
-    for file in ["llama-wide/Q4_K", "llama-wide/Q8_0", "qwen3/F16"] {
+    let files = ["llama-wide/Q4_K", "llama-wide/Q8_0", "qwen3/F16"];
+    for (file, method) in files.iter().flat_map(|f| METHODS.iter().map(move |m| (f, m))) {
         let model = open(vectors().join(format!("{file}.gguf")));
-        let worn = Arc::new(layer(&model));
+        let worn = Arc::new(layer(&model, method));
+        let file = format!("{file} {}", method.name);
 
         // single tokens, and prompts of several sequences, with and without a layer
         let mut runner = runner(&model, options(2));
@@ -98,7 +98,7 @@ fn steps_allocate_nothing() {
 
         // training
         for (keep, dropout) in [(Keep::Streams, 0.0), (Keep::Registers, 0.1)] {
-            let mut layer = layer(&model);
+            let mut layer = layer(&model, method);
             layer.learn(100, dropout, 1).unwrap();
             let options = TrainOptions {
                 level: Level::chosen().unwrap(),

@@ -103,6 +103,50 @@ fn a_layer_is_trained_logged_and_written_and_the_base_stays_as_it_was() {
 }
 
 #[test]
+fn every_method_is_trained_written_and_worn() {
+    let (folder, model, data) = (Folder::new("methods"), model(), data());
+    let run = |more: &[&str]| {
+        let mut args = vec!["score", &model, "--tokens", "1,5,9,13", "--json"];
+        args.extend(more);
+        serde_json::from_str::<Value>(&fine(&args)).unwrap()
+    };
+    let base = run(&[]);
+    for (i, (method, more)) in [
+        ("dora", &["--method", "dora", "--learning-rate", "5e-3"][..]),
+        ("ia3", &["--method", "ia3", "--learning-rate", "0.05"]),
+        ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
+        ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
+        ("lora", &["--init", "olora"]),
+        ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (file, peft) = (folder.file(&format!("{i}.gguf")), folder.file(&format!("{i}")));
+        fine(&train(&model, &data, &file, more));
+        fine(&train(&model, &data, &format!("{peft}/"), more));
+        let with = run(&["--adapter", &file]);
+        assert_ne!(base, with, "{more:?}");
+        assert_eq!(with, run(&["--adapter", &peft]), "{more:?}");
+        assert_eq!(base, run(&["--adapter", &format!("{file}=0")]));
+        for path in [&file, &peft] {
+            let said: Value = serde_json::from_str(&fine(&["adapter", "list", path, "--json"])).unwrap();
+            assert_eq!(said["method"], *method);
+        }
+        // and goes on from there
+        let next = folder.file(&format!("{i}-next.gguf"));
+        let args = ["train", &model, "--data", &data, "-o", &next, "--init-adapter", &file, "--ctx", "100"];
+        fine(&[&args[..], &["--max-steps", "2", "--json", "--threads", "2"]].concat());
+    }
+    let out = folder.file("no.gguf");
+    refused(&train(&model, &data, &out, &["--method", "dora", "--init", "pissa"]), 1, &["not of dora"]);
+    let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
+    refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
+    refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bytes_however_often_it_was_stopped() {
     let (folder, model, data) = (Folder::new("stop"), model(), data());
     for name in ["a", "b"] {

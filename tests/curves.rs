@@ -39,6 +39,7 @@ fn follow(model: &str, kind: &str, bound: f64, last: f64) {
     let settings = &stored["settings"];
     let recipe = Recipe {
         rate: number(&settings["learning_rate"]),
+        plus: settings.get("lora_plus_ratio").map_or(1.0, number),
         shape: Shape::Constant,
         warmup: 0,
         decay: number(&settings["weight_decay"]),

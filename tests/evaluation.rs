@@ -89,9 +89,7 @@ fn perplexity_is_what_it_says() {
     let mut rng = Rng::new(8);
     let tokens: Vec<u32> = (0..150).map(|_| rng.below(270) as u32).collect();
     let parts = model.program().sites.iter();
-    let mut layer = Lora::new(
-        parts.map(|s| Some(Part { rank: 2, inputs: s.inputs, outputs: s.outputs, scale: 1.0 })).collect(),
-    );
+    let mut layer = Lora::new(parts.map(|s| Some(Part::lora(2, s.inputs, s.outputs, 1.0))).collect());
     layer.start(&mut rng);
     for i in 0..layer.parts().len() {
         layer.params().get(i).iter_mut().for_each(|v| *v += 0.02 * rng.normal());

@@ -11,6 +11,7 @@ use support::*;
 /// Computes gradients and changes next to nothing.
 const STILL: Recipe = Recipe {
     rate: 1e-30,
+    plus: 1.0,
     shape: Shape::Constant,
     warmup: 0,
     decay: 0.0,

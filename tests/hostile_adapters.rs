@@ -231,12 +231,12 @@ fn gguf_files_that_lie() {
     expect(
         &|b| {
             with(b);
-            b.set("onlay.format", 9u32).set("onlay.method", "vera").set("onlay.seed", "x");
+            b.set("onlay.format", 9u32).set("onlay.method", "magic").set("onlay.seed", "x");
             b.set("onlay.recipe", "[".repeat(100_000)).set("onlay.parent", 3u8);
         },
         Kind::Unsupported,
         5,
-        "onlay.method: value: expected lora, found \"vera\"",
+        "onlay.method: value: expected lora, dora, ia3",
     );
 }
 
@@ -357,7 +357,6 @@ fn peft_directories_that_lie_or_want_more() {
         };
     for (key, value, text) in [
         ("peft_type", json!("LOHA"), "peft_type: value: expected \"LORA\""),
-        ("use_dora", json!(true), "use_dora: changes what the adapter computes"),
         ("layer_replication", json!([[0, 2]]), "layer_replication"),
         ("trainable_token_indices", json!([3]), "trainable_token_indices"),
         ("alora_invocation_tokens", json!([3]), "alora_invocation_tokens"),
@@ -376,9 +375,15 @@ fn peft_directories_that_lie_or_want_more() {
         Kind::Numeric,
         "scale: expected a finite number other than 0",
     );
+    let lengths = named("self_attn.q_proj.lora_magnitude_vector");
+    let method = "matrices of the method: expected";
+    expect(&[("use_dora", json!(true))], &[], Kind::Format, &format!("{method} dora, found lora"));
+    expect(&[("peft_type", json!("IA3"))], &[], Kind::Format, &format!("{method} ia3, found lora"));
+    expect(&[], &[(&lengths, "F32", vec![64])], Kind::Format, &format!("{method} lora, found dora"));
     let two = |rest: &str| vec![(named(rest), "F32", vec![2, 64])];
     for (rest, kind, text) in [
-        ("self_attn.q_proj.lora_magnitude_vector", Kind::Unsupported, "DoRA is not supported yet"),
+        ("self_attn.q_proj.lora_magnitude_vector", Kind::Mismatch, "lengths: expected 64, found 128"),
+        ("self_attn.q_proj.ia3_l", Kind::Format, "factors and a pair at one product"),
         ("self_attn.q_proj.lora_B.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.weight", Kind::Unsupported, "whole trained modules"),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use support::*;
 
 fn parts(model: &Model, rank: usize, which: impl Fn(&str) -> bool) -> Vec<Option<Part>> {
-    let part = |inputs, outputs| Part { rank, inputs, outputs, scale: 2.0 };
+    let part = |inputs, outputs| Part::lora(rank, inputs, outputs, 2.0);
     model.program().sites.iter().map(|s| which(&s.name).then(|| part(s.inputs, s.outputs))).collect()
 }
 
@@ -52,6 +52,7 @@ fn examples(vocabulary: usize) -> Vec<Example> {
 /// A recipe that computes gradients and changes next to nothing.
 const STILL: Recipe = Recipe {
     rate: 1e-30,
+    plus: 1.0,
     shape: Shape::Constant,
     warmup: 0,
     decay: 0.0,

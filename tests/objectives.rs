@@ -62,6 +62,7 @@ fn follow(model: &str, case: &str, (pass_rows, keep, threads): (usize, Keep, usi
         .filter_map(|name| Some((name, stored["numbers"].get(name.replace('-', "_"))?.as_f64()?)));
     let goal = Goal::choose(Some(named(kind).unwrap()), set.signal(), &given.collect::<Vec<_>>()).unwrap();
     let recipe = Recipe {
+        plus: 1.0,
         rate: number(&settings["learning_rate"]),
         shape: Shape::Constant,
         warmup: 0,

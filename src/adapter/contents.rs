@@ -51,6 +51,8 @@ pub struct Contents {
     pub name: String,
     /// What it says of where it comes from; empty lines in a file of another program.
     pub manifest: Manifest,
+    /// Its method: one of [`METHODS`](super::METHODS) by name, or what the files call another.
+    pub method: String,
     /// The ranks there are.
     pub ranks: BTreeSet<usize>,
     /// Its α, where it says one.
@@ -79,7 +81,8 @@ impl Contents {
 
     /// How many products it reaches.
     pub fn parts(&self) -> usize {
-        let first = |h: &&Half| h.name.ends_with(".lora_a") || h.name.ends_with(".lora_A.weight");
+        let ends = [".lora_a", ".lora_A.weight", ".ia3_l", ".vera_d", ".vera_lambda_d"];
+        let first = |h: &&Half| ends.iter().any(|end| h.name.ends_with(end));
         self.halves.iter().filter(first).count()
     }
 

@@ -1,10 +1,12 @@
-//! Putting the pairs of an adapter file together into a layer, whatever kind of file they come from.
+//! Putting the matrices of an adapter file together into a layer, whatever kind of file they come from.
 //!
 //! Shapes first, all of them, then numbers: nothing is allocated for a file that will be refused for its shapes, and
 //! what is allocated is the file's own numbers as f32.
 
-use super::lora::{Lora, Part};
+use super::layer::{Effect, Layer, Part};
+use super::methods::Method;
 use super::names::Names;
+use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::program::{Program, SiteInfo};
 use crate::ops::Site;
@@ -12,7 +14,7 @@ use crate::ops::Site;
 /// Reads all numbers of a matrix, row after row.
 type Numbers<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
 
-/// One matrix of a pair, as a file has it: A `[r][inputs]` or B `[outputs][r]`.
+/// One matrix of a site, as a file has it; see [`Which`].
 pub(super) struct Half<'a> {
     /// The tensor's name there.
     pub name: String,
@@ -24,13 +26,21 @@ pub(super) struct Half<'a> {
     pub numbers: Numbers<'a>,
 }
 
-/// Which matrix of a pair.
+/// Which matrix of a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
     /// `[r][inputs]`
     A,
     /// `[outputs][r]`
     B,
+    /// The lengths of DoRA, `[1][outputs]`.
+    M,
+    /// The factors of (IA)³, `[outputs][1]` or `[1][inputs]`.
+    L,
+    /// λd of VeRA, `[1][r]`.
+    D,
+    /// λb of VeRA, `[1][outputs]`.
+    V,
 }
 
 /// What a reader says about a pair once its rank is known.
@@ -41,7 +51,8 @@ pub(super) struct Terms {
     pub moved: bool,
 }
 
-type Pair<'a> = [Option<Half<'a>>; 2];
+/// What there is of a site, in the order of [`Which`].
+type Pair<'a> = [Option<Half<'a>>; 6];
 
 /// The pairs found so far, and everything found wrong.
 pub(super) struct Gather<'a> {
@@ -50,6 +61,8 @@ pub(super) struct Gather<'a> {
     pairs: Vec<Pair<'a>>,
     /// Pairs of which a half was wrong: nothing more is said about them.
     spoilt: Vec<bool>,
+    /// A `[r][inputs]` and B `[outputs][r]` of VeRA.
+    shared: [Option<Half<'a>>; 2],
     /// What is wrong with the file.
     pub wrong: Findings,
 }
@@ -58,8 +71,8 @@ impl<'a> Gather<'a> {
     /// Nothing yet.
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.sites.len();
-        let pairs = (0..n).map(|_| [None, None]).collect();
-        Gather { program, names, pairs, spoilt: vec![false; n], wrong }
+        let pairs = (0..n).map(|_| [const { None }; 6]).collect();
+        Gather { program, names, pairs, spoilt: vec![false; n], shared: [None, None], wrong }
     }
 
     /// Takes a matrix, or what is wrong with it; `tensor` is its name in the file.
@@ -78,6 +91,13 @@ impl<'a> Gather<'a> {
         }
     }
 
+    /// Takes a matrix that all products share, or what is wrong with it.
+    pub(super) fn put_shared(&mut self, which: Which, tensor: Place, half: Result<Half<'a>>) {
+        if let Some(half) = self.wrong.keep(half.map_err(|e| e.at(tensor))) {
+            self.shared[which as usize] = Some(half);
+        }
+    }
+
     /// The layer. `terms` is asked once for every pair, with its rank; `mend` may change the numbers of B.
     ///
     /// # Errors
@@ -86,33 +106,63 @@ impl<'a> Gather<'a> {
         mut self,
         terms: impl Fn(Site, usize) -> Result<Terms>,
         mend: impl Fn(Site, &mut [f32]) -> Result<()>,
-    ) -> Result<Lora> {
+    ) -> Result<Layer> {
         const REFUSED: &str = "the adapter does not fit this base";
         let mut parts = vec![None; self.pairs.len()];
         let mut moved = vec![false; self.pairs.len()];
         for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| !self.spoilt[*i]) {
             let info = &self.program.sites[i];
-            let Some(rank) = rank_of(info, pair, &mut self.wrong) else { continue };
-            let Some(terms) = self.wrong.keep(terms(Site(i as u32), rank)) else { continue };
+            let Some((effect, rank)) = effect_of(info, pair, &mut self.wrong) else { continue };
+            let own = if effect == Effect::Vera { 0 } else { rank };
+            let Some(terms) = self.wrong.keep(terms(Site(i as u32), own)) else { continue };
             moved[i] = terms.moved;
-            parts[i] = Some(Part { rank, inputs: info.inputs, outputs: info.outputs, scale: terms.scale });
+            parts[i] = Some(match rank {
+                _ if effect == Effect::Vera => {
+                    Part { effect, ..Part::lora(rank, info.inputs, info.outputs, 1.0) }
+                }
+                0 => Part { effect, inputs: info.inputs, outputs: info.outputs, ..Part::default() },
+                _ => Part { effect, ..Part::lora(rank, info.inputs, info.outputs, terms.scale) },
+            });
         }
-        if self.wrong.is_empty() && self.pairs.iter().all(|p| p[0].is_none()) {
-            self.wrong.push(Error::expected(
-                Kind::Format,
-                "matrices of the layer",
-                "at least one pair",
-                "none",
-            ));
+        if self.wrong.is_empty() && parts.iter().all(Option::is_none) {
+            let error = Error::expected(Kind::Format, "matrices of the layer", "at least one pair", "none");
+            self.wrong.push(error);
         }
+        let method = Method::of(parts.iter().flatten());
+        for (part, info) in parts.iter().zip(&self.program.sites) {
+            let Some(other) = part.as_ref().map(|p| Method::of([p].into_iter())) else { continue };
+            if other.name != method.name {
+                let error = Error::expected(Kind::Format, "method of all products", method.name, other.name);
+                self.wrong.push(error.at(Place::Tensor(info.name.clone())));
+            }
+        }
+        let shared = self.shared_pair(&parts);
         self.wrong.refuse(REFUSED)?;
         let mut wrong = Findings::default();
-        let lora = Lora::new(parts);
+        let mut lora = Layer::new(parts);
+        if let Some((rank, a, b)) = shared {
+            lora = lora.sharing(Shared::new(self.names, rank, a, b));
+        }
         for (i, pair) in self.pairs.iter().enumerate() {
-            let (Some(part), [Some(a), Some(b)]) = (lora.parts()[i], pair) else { continue };
+            let Some(part) = lora.parts()[i] else { continue };
             let site = Site(i as u32);
             let mut params = lora.params().get(i);
-            let (to_a, to_b) = params.split_at_mut(part.rank * part.inputs);
+            let (pair_of, vector) = params.split_at_mut(part.pair());
+            // after the pair: λd as it is, then what lies on inputs or outputs
+            let (plain, vector) =
+                vector.split_at_mut(if part.effect == Effect::Vera { part.rank } else { 0 });
+            if let Some(d) = pair[Which::D as usize].as_ref().and_then(|d| wrong.keep(finite(d))) {
+                plain.copy_from_slice(&d);
+            }
+            let on = [Which::M, Which::L, Which::V].iter().find_map(|w| pair[*w as usize].as_ref());
+            if let Some(numbers) = on.and_then(|v| wrong.keep(finite(v))) {
+                let rows = moved[i] && part.effect != Effect::Inputs;
+                for (row, v) in numbers.into_iter().enumerate() {
+                    vector[if rows { self.names.row(site, row) } else { row }] = v;
+                }
+            }
+            let [Some(a), Some(b), ..] = pair else { continue };
+            let (to_a, to_b) = pair_of.split_at_mut(part.rank * part.inputs);
             if let Some(numbers) = wrong.keep(finite(a)) {
                 to_a.copy_from_slice(&numbers);
             }
@@ -127,17 +177,98 @@ impl<'a> Gather<'a> {
     }
 }
 
-/// The rank of a pair whose shapes fit; `None` where there is no pair, or a wrong one.
-fn rank_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<usize> {
+impl Gather<'_> {
+    /// The pair of VeRA, B transposed, if there are parts that share one.
+    fn shared_pair(&mut self, parts: &[Option<Part>]) -> Option<(usize, Vec<f32>, Vec<f32>)> {
+        let with: Vec<&Part> = parts.iter().flatten().filter(|p| p.effect == Effect::Vera).collect();
+        let (a, b) = match &self.shared {
+            [None, None] if with.is_empty() => return None,
+            [Some(a), Some(b)] if !with.is_empty() => (a, b),
+            _ => {
+                let text = "λd and λb of VeRA need the pair they were trained with, and it them \
+                            (PEFT keeps it with save_projection)";
+                self.wrong.push(Error::new(Kind::Format, text));
+                return None;
+            }
+        };
+        let mut fits = true;
+        let mut want = |half: &Half<'_>, what: &str, fine: bool, expected: String, found: usize| {
+            if !fine {
+                let error = Error::expected(Kind::Mismatch, what, expected, found);
+                self.wrong.push(error.at(Place::Tensor(half.name.clone())));
+                fits = false;
+            }
+        };
+        let most = |f: fn(&Part) -> usize| with.iter().map(|p| f(p)).max().unwrap_or(0);
+        let (inputs, outputs) = (most(|p| p.inputs), most(|p| p.outputs));
+        want(a, "inputs", a.cols >= inputs, format!("at least {inputs}"), a.cols);
+        want(b, "outputs", b.rows >= outputs, format!("at least {outputs}"), b.rows);
+        want(b, "rank, as in the other half", b.cols == a.rows, a.rows.to_string(), b.cols);
+        for part in &with {
+            want(a, "rank, as of λd", part.rank == a.rows, part.rank.to_string(), a.rows);
+        }
+        if !fits {
+            return None;
+        }
+        let (rank, rows) = (a.rows, b.rows);
+        let (a, b) = (self.wrong.keep(finite(a)), self.wrong.keep(finite(b)));
+        let (a, b) = (a?, b?);
+        Some((
+            rank,
+            a,
+            (0..rank).flat_map(|j| (0..rows).map(move |o| (o, j))).map(|(o, j)| b[o * rank + j]).collect(),
+        ))
+    }
+}
+
+/// What matrices whose shapes fit do, and the rank of a pair (0: none); `None` where there is nothing, or it is wrong.
+fn effect_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<(Effect, usize)> {
     let (a, b) = match pair {
-        [None, None] => return None,
-        [Some(half), None] | [None, Some(half)] => {
+        [None, None, None, None, None, None] => return None,
+        [None, None, None, None, Some(d), Some(b)] => {
+            if b.rows * b.cols != info.outputs {
+                let error = Error::expected(Kind::Mismatch, "λb", info.outputs, b.rows * b.cols);
+                wrong.push(error.at(Place::Tensor(b.name.clone())));
+                return None;
+            }
+            return Some((Effect::Vera, d.rows * d.cols));
+        }
+        [.., Some(half), None] | [.., None, Some(half)] | [.., Some(half), Some(_)] => {
+            let error = Error::new(Kind::Format, "λd and λb of VeRA come together, and with nothing else");
+            wrong.push(error.at(Place::Tensor(half.name.clone())));
+            return None;
+        }
+        [None, None, None, Some(l), None, None] => {
+            let effect = match (l.rows, l.cols) {
+                (rows, 1) if rows == info.outputs => Effect::Outputs,
+                (1, cols) if cols == info.inputs => Effect::Inputs,
+                (rows, cols) => {
+                    let expected = format!("{} × 1, or 1 × {}", info.outputs, info.inputs);
+                    let error =
+                        Error::expected(Kind::Mismatch, "shape", expected, format!("{rows} × {cols}"));
+                    wrong.push(error.at(Place::Tensor(l.name.clone())));
+                    return None;
+                }
+            };
+            return Some((effect, 0));
+        }
+        [.., Some(l), None, None] => {
+            let text = "factors and a pair at one product";
+            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(l.name.clone())));
+            return None;
+        }
+        [None, None, Some(m), ..] => {
+            let text = "lengths without a pair";
+            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(m.name.clone())));
+            return None;
+        }
+        [Some(half), None, ..] | [None, Some(half), ..] => {
             let other = if pair[0].is_some() { "B" } else { "A" };
             let error = Error::new(Kind::Format, format!("the other half of the pair, {other}, is missing"));
             wrong.push(error.at(Place::Tensor(half.name.clone())));
             return None;
         }
-        [Some(a), Some(b)] => (a, b),
+        [Some(a), Some(b), ..] => (a, b),
     };
     let mut fits = true;
     let mut want = |half: &Half<'_>, what: &str, expected: usize, found: usize| {
@@ -150,12 +281,16 @@ fn rank_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<usi
     want(a, "inputs", info.inputs, a.cols);
     want(b, "outputs", info.outputs, b.rows);
     want(b, "rank, as in the other half", a.rows, b.cols);
+    if let Some(m) = &pair[2] {
+        want(m, "lengths", info.outputs, m.rows * m.cols);
+    }
     if a.rows == 0 {
         let error = Error::expected(Kind::Format, "rank", "at least 1", 0);
         wrong.push(error.at(Place::Tensor(a.name.clone())));
         fits = false;
     }
-    fits.then_some(a.rows)
+    let effect = if pair[2].is_some() { Effect::Dora } else { Effect::Lora };
+    fits.then_some((effect, a.rows))
 }
 
 /// The numbers of a half, none of them infinite or undefined.

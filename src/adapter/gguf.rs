@@ -3,10 +3,14 @@
 //! ```text
 //! general.type           adapter            NAME.lora_a   [inputs, r]   rows of A       NAME: names.rs
 //! general.architecture   as the base's      NAME.lora_b   [r, outputs]  rows of B
-//! adapter.type           lora
-//! adapter.lora.alpha     f32 α
+//! adapter.type           the method         NAME.lora_m   [outputs]     lengths of DoRA
+//! adapter.lora.alpha     f32 α              NAME.ia3_l    [1, outputs] or [inputs]
+//! vera_a [most inputs, r]                   NAME.vera_d   [r]
+//! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! ```
-//! and the lines of [`manifest`](super::manifest). The scale of a pair is `α/r` with its own r, in f32; 1 if α is 0 or
+//! llama.cpp knows the type `lora` and refuses others, as it must.
+//!
+//! To these come the lines of [`manifest`](super::manifest). The scale of a pair is `α/r` with its own r, in f32; 1 if α is 0 or
 //! missing, as in llama.cpp (`llama-adapter.h`).
 //!
 //! # Scales that no single α gives
@@ -24,8 +28,9 @@
 
 use super::contents::{self, Contents, Form};
 use super::gather::{Gather, Half, Terms, Which};
-use super::lora::{Lora, Part};
+use super::layer::{Effect, Layer, Part};
 use super::manifest::Manifest;
+use super::methods::{METHODS, Method};
 use super::names::Names;
 use super::open::{Adapter, Found, Warning, judge};
 use crate::error::{Error, Findings, Kind, Place, Result};
@@ -61,7 +66,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let file = Weights::open(path)?;
     let (metadata, program) = (file.metadata(), model.program());
     let names = Names::of(program);
-    is_lora(metadata).map_err(|e| e.in_file(path))?;
+    let method = method_of(metadata).map_err(|e| e.in_file(path))?;
     let mut wrong = Findings::default();
     let (base, adapter) = (model.weights().metadata(), metadata.need_text("general.architecture")?);
     let architecture = base.text("general.architecture")?.unwrap_or_default();
@@ -87,6 +92,12 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(program, &names, wrong);
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
+        if let Some(which) =
+            [("vera_a", Which::A), ("vera_b", Which::B)].iter().find(|w| w.0 == tensor.name())
+        {
+            gather.put_shared(which.1, place, half(tensor));
+            continue;
+        }
         match site_of(&names, tensor.name()) {
             Ok((site, which)) => gather.put(site, which, place, half(tensor)),
             Err(e) => gather.wrong.push(e.at(place)),
@@ -95,6 +106,9 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let lora = gather
         .finish(
             |site, rank| {
+                if rank == 0 {
+                    return Ok(Terms { scale: 0.0, moved: false });
+                }
                 let plain = if alpha == 0.0 { 1.0 } else { alpha / rank as f32 };
                 let scale = noted_scale(metadata, names.gguf(site), plain)?;
                 Ok(Terms { scale, moved: false })
@@ -102,6 +116,11 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
             |site, b| unfold(metadata, names.gguf(site), b),
         )
         .map_err(|e| e.in_file(path))?;
+    if lora.method().name != method.name {
+        let (expected, found) = (method.name, lora.method().name);
+        let error = Error::expected(Kind::Format, "matrices of the method", expected, found);
+        return Err(error.at(Place::Key("adapter.type".into())).in_file(path));
+    }
     Ok(Found { name, lora, manifest, warnings })
 }
 
@@ -112,9 +131,11 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
 pub(super) fn contents(path: &Path) -> Result<Contents> {
     let file = Weights::open(path)?;
     let metadata = file.metadata();
-    is_lora(metadata)?;
-    let ranks =
-        file.tensors().filter(|t| t.name().ends_with(".lora_a")).filter_map(|t| t.dims().get(1).copied());
+    let method = method_of(metadata)?.name.into();
+    let ranks = file
+        .tensors()
+        .filter(|t| t.name().ends_with(".lora_a") || t.name() == "vera_a")
+        .filter_map(|t| t.dims().get(1).copied());
     let half = |t: TensorRef<'_>| contents::Half {
         name: t.name().into(),
         kind: t.kind().name().into(),
@@ -123,6 +144,7 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     };
     Ok(Contents {
         form: Form::Gguf,
+        method,
         name: name(metadata, path)?,
         manifest: Manifest::read(|key| text(metadata, key))?,
         ranks: ranks.collect(),
@@ -132,16 +154,21 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     })
 }
 
-fn is_lora(metadata: Metadata<'_>) -> Result<()> {
-    for (key, expected) in [("general.type", "adapter"), ("adapter.type", "lora")] {
-        let found = metadata.need_text(key)?;
-        if found != expected {
-            let error =
-                Error::expected(Kind::Argument, "file", format!("{expected:?}"), format!("{found:?}"));
-            return Err(error.at(Place::Key(key.into())));
-        }
+/// What kind of adapter the file says it is.
+fn method_of(metadata: Metadata<'_>) -> Result<&'static Method> {
+    let bad = |key: &str, expected: String, found: &str| {
+        let error = Error::expected(Kind::Argument, "file", expected, format!("{found:?}"));
+        error.at(Place::Key(key.into()))
+    };
+    let kind = metadata.need_text("general.type")?;
+    if kind != "adapter" {
+        return Err(bad("general.type", format!("{:?}", "adapter"), kind));
     }
-    Ok(())
+    let method = metadata.need_text("adapter.type")?;
+    Method::named(method).map_err(|_| {
+        let all: Vec<_> = METHODS.iter().map(|m| format!("{:?}", m.name)).collect();
+        bad("adapter.type", all.join(", "), method)
+    })
 }
 
 /// What the file calls itself, or is called.
@@ -159,11 +186,18 @@ fn text(metadata: Metadata<'_>, key: &str) -> Result<Option<String>> {
 }
 
 fn site_of(names: &Names, tensor: &str) -> Result<(Site, Which)> {
-    let halves = [(".lora_a", Which::A), (".lora_b", Which::B)];
+    let halves = [
+        (".lora_a", Which::A),
+        (".lora_b", Which::B),
+        (".lora_m", Which::M),
+        (".ia3_l", Which::L),
+        (".vera_d", Which::D),
+        (".vera_b", Which::V),
+    ];
     let Some((name, which)) = halves.iter().find_map(|(end, w)| Some((tensor.strip_suffix(end)?, *w))) else {
         return Err(Error::new(
             Kind::Unsupported,
-            "is no matrix of a LoRA: expected NAME.lora_a or NAME.lora_b",
+            "is no matrix of a LoRA: expected NAME.lora_a or NAME.lora_b (or, of others, NAME.lora_m, NAME.ia3_l, NAME.vera_d, NAME.vera_b)",
         ));
     };
     match names.from_gguf(name) {
@@ -265,16 +299,25 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
     let mut builder = Builder::new();
     let architecture = model.weights().metadata().need_text("general.architecture")?;
     builder.set("general.architecture", architecture).set("general.type", "adapter");
-    builder.set("adapter.type", "lora").set("general.name", adapter.name());
-    let alphas = lora.parts().iter().flatten().map(alpha_of);
+    builder.set("adapter.type", lora.method().name).set("general.name", adapter.name());
+    let alphas = lora.parts().iter().flatten().filter(|p| p.pair() > 0).map(alpha_of);
     let alpha = alphas.min_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0);
-    builder.set(ALPHA, alpha);
-    for (key, text) in adapter.manifest().lines() {
+    if lora.method().paired {
+        builder.set(ALPHA, alpha);
+    }
+    for (key, text) in adapter.manifest().lines(lora.method()) {
         match text.parse::<u64>() {
             Ok(n) if matches!(key, "onlay.seed" | "onlay.steps") => builder.set(key, n),
             Ok(n) if key == "onlay.format" => builder.set(key, n as u32),
             _ => builder.set(key, text),
         };
+    }
+    if let Some(s) = lora.shared() {
+        let kind = crate::format::types::Type::F32;
+        builder.tensor_from("vera_a", kind, &[s.inputs, s.rank], |sink| sink.put_f32s(&s.a));
+        let rows = (0..s.outputs).flat_map(|o| (0..s.rank).map(move |j| (o, j)));
+        let b: Vec<f32> = rows.map(|(o, j)| s.b[j * s.outputs + o]).collect();
+        builder.tensor_from("vera_b", kind, &[s.rank, s.outputs], move |sink| sink.put_f32s(&b));
     }
     let mut warnings = Vec::new();
     let mut wrong = Findings::default();
@@ -283,6 +326,28 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
         let name = names.gguf(site);
         if names.tied(site) {
             warnings.push(Warning::TiedHead);
+        }
+        let kind = crate::format::types::Type::F32;
+        let vector = match part.effect {
+            Effect::Lora => None,
+            Effect::Dora => Some((".lora_m", vec![part.outputs])),
+            Effect::Outputs => Some((".ia3_l", vec![1, part.outputs])),
+            Effect::Inputs => Some((".ia3_l", vec![part.inputs])),
+            Effect::Vera => Some((".vera_b", vec![part.outputs])),
+        };
+        let skip = if part.effect == Effect::Vera { part.rank } else { part.pair() };
+        if part.effect == Effect::Vera {
+            builder.tensor_from(&format!("{name}.vera_d"), kind, &[part.rank], move |sink| {
+                sink.put_f32s(&lora.params().read(site.0 as usize)[..part.rank])
+            });
+        }
+        if let Some((end, dims)) = vector {
+            builder.tensor_from(&format!("{name}{end}"), kind, &dims, move |sink| {
+                sink.put_f32s(&lora.params().read(site.0 as usize)[skip..])
+            });
+        }
+        if part.pair() == 0 {
+            continue;
         }
         let plain = alpha / part.rank as f32;
         if plain.to_bits() != part.scale.to_bits() {
@@ -299,18 +364,10 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
             }
         }
         let Part { rank, inputs, outputs, .. } = part;
-        builder.tensor_from(
-            &format!("{name}.lora_a"),
-            crate::format::types::Type::F32,
-            &[inputs, rank],
-            move |sink| sink.put_f32s(&lora.params().read(site.0 as usize)[..rank * inputs]),
-        );
-        builder.tensor_from(
-            &format!("{name}.lora_b"),
-            crate::format::types::Type::F32,
-            &[rank, outputs],
-            move |sink| sink.put_f32s(&b),
-        );
+        builder.tensor_from(&format!("{name}.lora_a"), kind, &[inputs, rank], move |sink| {
+            sink.put_f32s(&lora.params().read(site.0 as usize)[..rank * inputs])
+        });
+        builder.tensor_from(&format!("{name}.lora_b"), kind, &[rank, outputs], move |sink| sink.put_f32s(&b));
     }
     wrong.refuse("the adapter cannot be written as a GGUF file").map_err(|e| e.in_file(path))?;
     write_atomically(path, overwrite, |out| builder.write(out))?;
@@ -318,9 +375,9 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
 }
 
 /// B `[outputs][r]`.
-fn rows_of_b(lora: &Lora, site: Site, part: &Part) -> Vec<f32> {
+fn rows_of_b(lora: &Layer, site: Site, part: &Part) -> Vec<f32> {
     let params = lora.params().read(site.0 as usize);
-    let b = &params[part.rank * part.inputs..];
+    let b = &params[part.rank * part.inputs..part.pair()];
     (0..part.outputs).flat_map(|o| (0..part.rank).map(move |j| b[j * part.outputs + o])).collect()
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! onlay.format u32        1                          onlay.data       SHA-256 of the data set
-//! onlay.method            lora                       onlay.recipe     JSON: how it was trained
+//! onlay.method            see METHODS                 onlay.recipe     JSON: how it was trained
 //! onlay.base.exact        identity of the base,      onlay.seed u64   onlay.steps u64
 //! onlay.base.shape          see Identity             onlay.metrics    JSON: what came out
 //! onlay.base.name         for people                 onlay.parent     id of the layer it continued from
@@ -14,6 +14,7 @@
 //! Hashes are 64 hexadecimal digits. The tokenizer's is over all keys `tokenizer.*` without `tokenizer.chat_template*`,
 //! in byte order, each as in [`Identity`]: key, type, value.
 
+use super::methods::{METHODS, Method};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::gguf::{Encoded, Metadata};
 use crate::model::Model;
@@ -27,9 +28,6 @@ pub type Hash = [u8; 32];
 
 /// The newest form of manifest this version reads and writes.
 pub const FORMAT: u32 = 1;
-
-/// The one method there is.
-const METHOD: &str = "lora";
 
 /// What a layer's file says about it; every line may be missing in a file of another program.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,7 +72,7 @@ impl Manifest {
     }
 
     /// Its lines as texts, in the order of the table in the module; empty if there is nothing to say.
-    pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn lines(&self, method: &Method) -> Vec<(&'static str, String)> {
         if *self == Manifest::default() {
             return vec![];
         }
@@ -82,7 +80,7 @@ impl Manifest {
         let json = |v: &Option<Value>| v.as_ref().map(Value::to_string);
         let lines = [
             ("onlay.format", Some(FORMAT.to_string())),
-            ("onlay.method", Some(METHOD.into())),
+            ("onlay.method", Some(method.name.into())),
             ("onlay.base.exact", self.base.map(|b| Identity::hex(&b.exact))),
             ("onlay.base.shape", self.base.map(|b| Identity::hex(&b.shape))),
             ("onlay.base.name", self.base_name.clone()),
@@ -129,8 +127,9 @@ impl Manifest {
         if let Some(n) = number("onlay.format").filter(|n| *n > FORMAT.into()) {
             refuse("onlay.format", Kind::Unsupported, &format!("at most {FORMAT}"), &n.to_string());
         }
-        if let Some(method) = ask("onlay.method").filter(|m| m != METHOD) {
-            refuse("onlay.method", Kind::Unsupported, METHOD, &method);
+        if let Some(method) = ask("onlay.method").filter(|m| Method::named(m).is_err()) {
+            let all: Vec<_> = METHODS.iter().map(|m| m.name).collect();
+            refuse("onlay.method", Kind::Unsupported, &all.join(", "), &method);
         }
         let base = hash("onlay.base.exact").zip(hash("onlay.base.shape"));
         let manifest = Manifest {
@@ -209,18 +208,18 @@ mod tests {
 
     #[test]
     fn lines_are_read_back() {
-        assert_eq!(read(&full().lines()).unwrap(), full());
-        assert!(Manifest::default().lines().is_empty());
+        assert_eq!(read(&full().lines(&METHODS[0])).unwrap(), full());
+        assert!(Manifest::default().lines(&METHODS[0]).is_empty());
         assert_eq!(read(&[]).unwrap(), Manifest::default());
     }
 
     #[test]
     fn what_is_wrong_is_listed() {
-        let mut lines = full().lines();
+        let mut lines = full().lines(&METHODS[0]);
         for (key, text) in &mut lines {
             *text = match *key {
                 "onlay.format" => "2".into(),
-                "onlay.method" => "dora".into(),
+                "onlay.method" => "prompt".into(),
                 "onlay.base.exact" => "ff".into(),
                 "onlay.seed" => "-1".into(),
                 "onlay.recipe" => "{".into(),
@@ -229,7 +228,12 @@ mod tests {
         }
         let error = read(&lines).unwrap_err();
         assert_eq!(error.findings().len(), 5, "{error}");
-        assert!(error.to_string().contains("onlay.method: value: expected lora, found \"dora\""), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("onlay.method: value: expected lora, dora, ia3, vera, found \"prompt\""),
+            "{error}"
+        );
     }
 
     #[test]

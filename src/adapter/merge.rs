@@ -1,7 +1,7 @@
 //! Folding adapters into their base: a new model file that needs no adapter.
 //!
 //! ```text
-//! Ŵ = encode( decode(W) + Σᵢ wᵢ·sᵢ·Bᵢ·Aᵢ )
+//! Ŵ = encode( g∘decode(W)∘l + Σᵢ wᵢ·gᵢ∘sᵢ·Bᵢ·Aᵢ )     g, l: gains of outputs and inputs, see worn
 //! ```
 //! tensor by tensor and some rows at a time, so memory holds a few rows whatever the model's size. Products without an
 //! adapter keep their bytes. Encoding rounds again: a merged Q4 base is not the base with its adapter on, and the
@@ -11,6 +11,7 @@
 //! Folding into the shared table would change the lookup too. The head gets a matrix of its own, `output.weight`, and
 //! the table stays as it is: the file grows by that matrix, and computes what the layer computed.
 
+use super::layer::Effect;
 use super::names::Names;
 use super::open::Adapter;
 use super::worn::Worn;
@@ -156,6 +157,11 @@ pub fn merge(
             });
         }
         let Some(site) = changed else { continue };
+        let bias = tensor.name().strip_suffix(".weight").map(|name| format!("{name}.bias"));
+        if bias.is_some_and(|b| weights.tensors().any(|t| t.name() == b)) && worn.scales_bias(site) {
+            let text = "factors of its outputs reach its bias too, which is not folded yet";
+            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(tensor.name().into())));
+        }
         shared.borrow_mut().report.untied |= tied;
         let kind = options.kind.unwrap_or(tensor.kind());
         let Some(fold) = wrong.keep(Fold::new(names.gguf(site), tensor, kind, worn, site)) else { continue };
@@ -190,6 +196,8 @@ struct Fold<'a> {
     row_bytes: usize,
     site: Site,
     stack: &'a [(Arc<Adapter>, f32)],
+    /// l and g.
+    gains: (Option<&'a [f32]>, Option<&'a [f32]>),
 }
 
 impl<'a> Fold<'a> {
@@ -203,7 +211,15 @@ impl<'a> Fold<'a> {
             let expected = format!("whole blocks of {}", kind.block_len());
             at(Error::expected(Kind::Argument, &format!("columns of a {kind} matrix"), expected, from.cols))
         })?;
-        Ok(Fold { name: name.into(), from, to, row_bytes, site, stack: worn.stack() })
+        Ok(Fold {
+            name: name.into(),
+            from,
+            to,
+            row_bytes,
+            site,
+            stack: worn.stack(),
+            gains: worn.gains_at(site),
+        })
     }
 
     /// Up to [`ROWS`] rows from `first` on: decoded, changed, encoded into the piece, and measured.
@@ -213,25 +229,47 @@ impl<'a> Fold<'a> {
         let sum = &mut sum[..n * k];
         sum.chunks_exact_mut(k).enumerate().for_each(|(i, row)| self.from.decode(level, first + i, 0, row));
         other[..n * k].copy_from_slice(sum);
+        if let (Some(l), _) = self.gains {
+            sum.chunks_exact_mut(k).for_each(|row| row.iter_mut().zip(l).for_each(|(w, l)| *w *= l));
+        }
+        if let (_, Some(g)) = self.gains {
+            let rows = sum.chunks_exact_mut(k).zip(&g[first..]);
+            rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
+        }
         for (adapter, weight) in self.stack {
-            let Some(part) = adapter.parts()[self.site.0 as usize] else { continue };
+            let part = adapter.parts()[self.site.0 as usize].filter(|p| p.rank > 0);
+            let Some(part) = part else { continue };
+            let own = adapter.lora().gains(self.site, |effect| effect == Effect::Dora);
             let numbers = adapter.numbers(self.site);
-            let (a, b) = numbers.split_at(part.rank * k);
+            let shared = adapter.lora().shared();
+            let (a, a_row, b, b_row) = match shared {
+                Some(s) => (&s.a[..], s.inputs, s.b_at(self.site), s.outputs),
+                None => {
+                    let (a, b) = numbers.split_at(part.rank * k);
+                    (a, k, b, part.outputs)
+                }
+            };
+            // what stands around B: λd on its columns, λb or the gains of lengths on its rows
+            let (columns, own) = match shared {
+                Some(_) => (Some(&numbers[..part.rank]), Some(numbers[part.rank..].to_vec())),
+                None => (None, own),
+            };
             let per = gemm::rows(level);
             packed.resize(per * part.rank, 0.0);
             for group in (0..n).step_by(per) {
                 let m = per.min(n - group);
-                gemm::pack(
-                    level,
-                    &b[first + group..],
-                    1,
-                    part.outputs,
-                    m,
-                    part.rank,
-                    part.scale * weight,
-                    packed,
-                );
-                gemm::add(level, m, k, packed, a, k, &mut sum[group * k..], k);
+                gemm::pack(level, &b[first + group..], 1, b_row, m, part.rank, part.scale * weight, packed);
+                if let Some(own) = &own {
+                    let rows = &own[first + group..][..m];
+                    for b in packed.chunks_exact_mut(per) {
+                        b.iter_mut().zip(rows).for_each(|(b, g)| *b *= g);
+                    }
+                }
+                if let Some(columns) = columns {
+                    let each = packed.chunks_exact_mut(per).zip(columns);
+                    each.for_each(|(b, d)| b.iter_mut().for_each(|b| *b *= d));
+                }
+                gemm::add(level, m, k, packed, a, a_row, &mut sum[group * k..], k);
             }
         }
         let difference =

@@ -1,7 +1,10 @@
 //! Layers: one file per method, their files on disk, what a session wears, and folding into a base.
 //!
 //! ```text
-//! lora                what a layer computes, forward and backward          one file per method
+//! layer               what is fastened where, and its numbers
+//! lora, dora, ia3,
+//!   vera              what a layer computes, forward and backward          one file per method
+//! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
 //! gguf, peft          its files; gather puts the pairs of either together; contents reads them without a base
@@ -10,23 +13,32 @@
 //! ```
 
 mod contents;
+mod dora;
 mod gather;
 mod gguf;
+mod ia3;
+mod layer;
 mod lora;
 pub mod manifest;
 mod merge;
+mod methods;
 mod names;
+mod new;
 mod open;
 mod pattern;
 mod peft;
+mod svd;
 mod targets;
+mod vera;
 mod worn;
 
 pub use contents::{Contents, Form, Half};
-pub use lora::{Lora, Part};
+pub use layer::{Effect, Layer, Layer as Lora, Part};
 pub use manifest::Manifest;
 pub use merge::{MergeOptions, MergeReport, Merged, NOTE, merge};
+pub use methods::{METHODS, Method};
 pub use names::Names;
+pub use new::{Init, New, Places};
 pub use open::{Adapter, Warning};
 pub use targets::Targets;
 pub use worn::Worn;

@@ -156,6 +156,11 @@ impl Names {
         self.name(site).layer
     }
 
+    /// Whether rows of the site lie in another order in GGUF than in the converted model.
+    pub(super) fn moves(&self, site: Site) -> bool {
+        self.name(site).heads != 0
+    }
+
     /// The row, as GGUF keeps it, of row `i` of the converted model.
     pub fn row(&self, site: Site, i: usize) -> usize {
         if self.name(site).heads == 0 {

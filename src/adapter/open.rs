@@ -1,13 +1,15 @@
 //! One adapter: a layer and where it comes from, immutable, opened only over the base it fits.
 
-use super::lora::{Lora, Part};
+use super::layer::{Effect, Layer, Part};
 use super::manifest::{Hash, Manifest, template_hash, tokenizer_hash};
+use super::methods::Method;
 use super::{gguf, peft};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::model::program::Program;
 use crate::ops::Site;
 use crate::tensor::Identity;
+use onlay_kernels::Level;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::Path;
@@ -63,7 +65,7 @@ impl fmt::Display for Warning {
 /// What a reader found.
 pub(super) struct Found {
     pub name: String,
-    pub lora: Lora,
+    pub lora: Layer,
     pub manifest: Manifest,
     pub warnings: Vec<Warning>,
 }
@@ -109,9 +111,11 @@ pub(super) fn judge(manifest: &Manifest, model: &Model, wrong: &mut Findings) ->
 /// ```text
 /// "onlay adapter 1", n, then n × { name, u64 r, u64 inputs, u64 outputs, f32 s, A [r][inputs], B transposed [r][outputs] }
 /// ```
+/// for LoRA. Other methods begin with "onlay adapter 2" and the method's name; their numbers are those of
+/// [`Layer::params`], in front of which a part of (IA)³ says "outputs" or "inputs".
 pub struct Adapter {
     name: String,
-    lora: Lora,
+    lora: Layer,
     manifest: Manifest,
     id: Hash,
 }
@@ -125,15 +129,17 @@ impl fmt::Debug for Adapter {
 }
 
 impl Adapter {
-    /// An adapter from a layer of this program, for example the one that was just trained ([`Lora::copy`]).
+    /// An adapter from a layer of this program, for example the one that was just trained ([`Layer::copy`]).
     ///
     /// # Errors
     /// Everything about the layer that does not fit the program; `Numeric` for numbers that are not finite.
-    pub fn new(name: &str, lora: Lora, manifest: Manifest, program: &Program) -> Result<Adapter> {
+    pub fn new(name: &str, lora: Layer, manifest: Manifest, program: &Program) -> Result<Adapter> {
         let mut wrong = Findings::default();
         Part::fits(lora.parts(), program, &mut wrong);
         for (i, (site, part)) in program.sites.iter().zip(lora.parts()).enumerate() {
-            if let Some(part) = part.filter(|p| p.rank == 0 || !p.scale.is_finite() || p.scale == 0.0) {
+            let paired = |p: &Part| matches!(p.effect, Effect::Lora | Effect::Dora);
+            let bad = |p: &Part| paired(p) && (p.rank == 0 || !p.scale.is_finite() || p.scale == 0.0);
+            if let Some(part) = part.filter(bad) {
                 let expected = "a rank above 0, a finite scale other than 0";
                 let error = Error::expected(Kind::Argument, "layer", expected, format!("{part:?}"));
                 wrong.push(error.at(Place::Tensor(site.name.clone())));
@@ -142,6 +148,10 @@ impl Adapter {
                 let error = Error::expected(Kind::Numeric, "numbers of the layer", "finite", bad);
                 wrong.push(error.at(Place::Tensor(site.name.clone())));
             }
+        }
+        if !lora.settled() {
+            let text = "the layer's lengths do not belong to its numbers: settle it first";
+            wrong.push(Error::new(Kind::Argument, text));
         }
         if lora.is_empty() {
             wrong.push(Error::expected(Kind::Argument, "parts of the layer", "at least 1", 0));
@@ -171,6 +181,8 @@ impl Adapter {
         }
         let found = if path.is_dir() { peft::read(path, model) } else { gguf::read(path, model) };
         let Found { name, lora, manifest, warnings } = found.map_err(|e| e.in_file(path))?;
+        let level = Level::chosen().unwrap_or(Level::PORTABLE);
+        lora.settle(model, level, &mut |n, f| (0..n).for_each(f));
         let adapter = Adapter::new(&name, lora, manifest, model.program()).map_err(|e| e.in_file(path))?;
         Ok((adapter, warnings))
     }
@@ -219,32 +231,38 @@ impl Adapter {
         &self.manifest
     }
 
+    /// The kind of layer.
+    pub fn method(&self) -> &'static Method {
+        self.lora.method()
+    }
+
     /// What is at each site of the program.
     pub fn parts(&self) -> &[Option<Part>] {
         self.lora.parts()
     }
 
-    /// A `[r][inputs]` and B transposed `[r][outputs]` of a site, side by side; empty where there is no part.
+    /// The numbers of a site, as [`Layer::params`].
     pub fn numbers(&self, site: Site) -> impl std::ops::Deref<Target = Vec<f32>> + '_ {
         self.lora.params().read(site.0 as usize)
     }
 
     /// A layer with the same numbers, to go on learning.
-    pub fn to_lora(&self) -> Lora {
+    pub fn to_lora(&self) -> Layer {
         self.lora.copy()
     }
 
     /// Bytes of its numbers.
     pub fn bytes(&self) -> u64 {
-        4 * self.lora.len() as u64
+        let fixed: usize = self.lora.fixed().iter().map(|f| f.len()).sum();
+        4 * (self.lora.len() + fixed) as u64
     }
 
-    pub(super) fn lora(&self) -> &Lora {
+    pub(super) fn lora(&self) -> &Layer {
         &self.lora
     }
 }
 
-fn identify(lora: &Lora, program: &Program) -> Hash {
+fn identify(lora: &Layer, program: &Program) -> Hash {
     fn text(hash: &mut Sha256, text: &str) {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
@@ -253,12 +271,24 @@ fn identify(lora: &Lora, program: &Program) -> Hash {
     let mut parts: Vec<_> = with.filter_map(|(i, (p, s))| Some((&s.name, i, p.as_ref()?))).collect();
     parts.sort_unstable_by_key(|(name, ..)| *name);
     let mut hash = Sha256::new();
-    text(&mut hash, "onlay adapter 1");
+    let method = lora.method();
+    if method.name == "lora" {
+        text(&mut hash, "onlay adapter 1");
+    } else {
+        text(&mut hash, "onlay adapter 2");
+        text(&mut hash, method.name);
+        lora.fixed().into_iter().flatten().for_each(|v| hash.update(v.to_le_bytes()));
+    }
     hash.update((parts.len() as u64).to_le_bytes());
     for (name, i, part) in parts {
         text(&mut hash, name);
         [part.rank, part.inputs, part.outputs].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
         hash.update(part.scale.to_le_bytes());
+        match part.effect {
+            Effect::Lora | Effect::Dora | Effect::Vera => {}
+            Effect::Outputs => text(&mut hash, "outputs"),
+            Effect::Inputs => text(&mut hash, "inputs"),
+        }
         lora.params().read(i).iter().for_each(|v| hash.update(v.to_le_bytes()));
     }
     hash.finalize().into()
@@ -270,14 +300,14 @@ mod tests {
     use super::*;
     use onlay_kernels::rope::Pairs;
 
-    fn layer(scale: f32) -> Lora {
+    fn layer(scale: f32) -> Layer {
         let program = program(Pairs::Adjacent, false);
         let mut parts = vec![None; program.sites.len()];
         for (i, rank) in [(3, 2), (6, 1)] {
             let site = &program.sites[i];
-            parts[i] = Some(Part { rank, inputs: site.inputs, outputs: site.outputs, scale });
+            parts[i] = Some(Part::lora(rank, site.inputs, site.outputs, scale));
         }
-        let layer = Lora::new(parts);
+        let layer = Layer::new(parts);
         for i in [3, 6] {
             layer.params().get(i).iter_mut().enumerate().for_each(|(j, v)| *v = (i * 100 + j) as f32 / 8.0);
         }
@@ -287,7 +317,7 @@ mod tests {
     #[test]
     fn the_id_is_that_of_the_numbers_and_shapes() {
         let program = program(Pairs::Adjacent, false);
-        let id = |layer: Lora, name: &str| {
+        let id = |layer: Layer, name: &str| {
             Identity::hex(Adapter::new(name, layer, Manifest::default(), &program).unwrap().id())
         };
         // A known answer, made with Python's hashlib: the id of an adapter made today is its id tomorrow.
@@ -308,7 +338,7 @@ mod tests {
         let refused = |layer| Adapter::new("a", layer, Manifest::default(), &program).unwrap_err();
         assert_eq!(refused(layer(f32::NAN)).findings().len(), 2);
         assert_eq!(refused(layer(0.0)).kind(), Kind::Argument);
-        assert_eq!(refused(Lora::new(vec![])).kind(), Kind::Mismatch);
+        assert_eq!(refused(Layer::new(vec![])).kind(), Kind::Mismatch);
         let text = format!("{:?}", Adapter::new("a", layer(1.0), Manifest::default(), &program).unwrap());
         assert!(text.len() < 80 && text.contains("2 parts"), "{text}");
     }

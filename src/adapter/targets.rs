@@ -11,7 +11,7 @@
 //! blk.2-5.attn  layers.0.q  blk.*.ffn_*                                 ranges of layers, * inside a part
 //! ```
 
-use super::lora::{Lora, Part};
+use super::layer::{Layer, Part};
 use super::names::Names;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::program::Program;
@@ -78,7 +78,7 @@ impl Targets {
     ///
     /// # Errors
     /// As [`Targets::select`]; `Argument` for a rank or a scale that no product allows.
-    pub fn layer(&self, program: &Program, rank: usize, scale: f32) -> Result<Lora> {
+    pub fn layer(&self, program: &Program, rank: usize, scale: f32) -> Result<Layer> {
         if !(scale.is_finite() && scale != 0.0) {
             return Err(Error::expected(Kind::Argument, "scale", "a finite number other than 0", scale));
         }
@@ -87,10 +87,10 @@ impl Targets {
         let parts: Vec<_> = selected
             .iter()
             .zip(&program.sites)
-            .map(|(on, s)| on.then_some(Part { rank, inputs: s.inputs, outputs: s.outputs, scale }))
+            .map(|(on, s)| on.then_some(Part::lora(rank, s.inputs, s.outputs, scale)))
             .collect();
         Part::check_all(&parts, program, &mut wrong);
-        wrong.refuse("the layer cannot be made").map(|()| Lora::new(parts))
+        wrong.refuse("the layer cannot be made").map(|()| Layer::new(parts))
     }
 }
 

@@ -262,7 +262,7 @@ fn describe(path: &Path, contents: &Contents, held: Option<(&Adapter, &[Warning]
     let hex = |hash: &[u8; 32]| Identity::hex(hash);
     let warnings = held.map(|(_, all)| all.iter().map(Warning::to_string).collect::<Vec<_>>());
     json!({
-        "path": path.to_string_lossy(), "form": form.name(), "name": name, "method": "lora",
+        "path": path.to_string_lossy(), "form": form.name(), "name": name, "method": contents.method,
         "ranks": ranks, "alpha": alpha, "parts": contents.parts(), "bytes": contents.bytes(),
         "id": held.map(|(a, _)| hex(a.id())),
         "base": base_name, "base_exact": base.map(|b| hex(&b.exact)), "base_shape": base.map(|b| hex(&b.shape)),

@@ -173,6 +173,13 @@ impl Program {
         }
     }
 
+    /// The matrix of a site's product.
+    pub fn matrix_at(&self, site: Site) -> MatrixId {
+        let name = &self.sites[site.0 as usize].name;
+        let at = self.matrices.iter().position(|m| m.name == *name).expect("a site is named by its matrix");
+        MatrixId(at as u32)
+    }
+
     /// The most hidden numbers per row that products of one input ask for, if a layer asks for `width(site)`.
     pub fn widest(&self, width: impl Fn(Site) -> usize) -> usize {
         let steps = self.segments.iter().flat_map(|s| &s.steps);

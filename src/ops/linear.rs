@@ -4,7 +4,7 @@
 //! ```text
 //! y = x·Wᵀ + bias                    W [outputs][inputs], frozen, in any storage
 //! ```
-//! then each row's layer may change its y ([`Delta`]). Activations are rounded to 8 bits for block formats; every
+//! where each row's layer may change what goes in and what comes out ([`Delta`]). Activations are rounded to 8 bits for block formats; every
 //! output is one fixed sequence of operations ([`onlay_kernels::dot`], [`onlay_kernels::dense`]), however many rows
 //! are multiplied together and by how many members: the reduction is never split.
 //!
@@ -12,13 +12,14 @@
 //! ```text
 //! dx += dy·W                         W decoded piece by piece; the base is frozen, so there is no dW
 //! ```
-//! with the rounding of x taken as the identity, and the layer's own gradients ([`super::Backward`]).
+//! with the rounding of x taken as the identity. Where a layer learns, it does the whole pass ([`super::Backward`]) out
+//! of [`product_back`] and [`output_products`].
 //!
 //! # Shapes
 //! x `[rows][inputs]`; several matrices may share it (q, k, v; gate, up): x is rounded once.
 
 use super::scratch::{BACK, BACK_STRIDE, Group, PANEL, ROWS, TASK, Worker};
-use super::{Delta, Host, MatrixId, Operation, Site, VectorId};
+use super::{Base, Batch, Delta, Host, MatrixId, Operation, Site, VectorId};
 use crate::tensor::{Block, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
 use onlay_kernels::acts::{self, ActsMut, Grain};
 use onlay_kernels::panel::{self, PanelMut};
@@ -33,6 +34,9 @@ pub(super) const FEW_WIDTH: usize = 512;
 
 /// The most matrices that share an input.
 pub(crate) const SHARING: usize = 4;
+
+/// Rows that a layer changes at a time in front of a dense product.
+const ENTERED: usize = 8;
 
 /// One product of a [`Linear`].
 #[derive(Clone, Debug)]
@@ -85,26 +89,26 @@ impl Operation for Linear {
             let (frame, grads) = (host.frame, host.grads());
             let (x, dy) = (frame.read(self.x), grads.read(o.to));
             let mut dx = host.wants(self.x).then(|| grads.write(self.x));
-            let matrix = host.tables.matrix(o.matrix);
-            product_back(host, o.site, matrix, x.mat(), dy.mat(), dx.as_mut().map(|dx| dx.mat()));
+            let tables = host.tables;
+            let base = Base { matrix: tables.matrix(o.matrix), bias: o.bias.map(|b| tables.vector(b)) };
+            site_back(host, o.site, base, x.mat(), dy.mat(), dx.as_mut().map(|dx| dx.mat()));
         }
     }
 }
 
-/// The layer's gradients at `site` and `dx += dy·W`, where somebody wants them.
-pub(crate) fn product_back(
+/// The layer's gradients at `site` and the gradient of x, where somebody wants them.
+pub(crate) fn site_back(
     host: &mut Host<'_>,
     site: Site,
-    matrix: Matrix<'_>,
+    base: Base<'_>,
     x: Mat<'_>,
     dy: Mat<'_>,
-    mut dx: Option<MatMut<'_>>,
+    dx: Option<MatMut<'_>>,
 ) {
-    if let Some(learner) = host.learner.filter(|l| l.learns(site)) {
-        learner.backward(host, site, x, dy, dx.as_mut().map(|dx| dx.again()));
-    }
-    if let Some(dx) = dx {
-        backward(host, matrix, dy, dx);
+    match (host.learner.filter(|l| l.learns(site)), dx) {
+        (Some(learner), dx) => learner.backward(host, site, base, x, dy, dx),
+        (None, Some(dx)) => product_back(host, base.matrix, None, dy, dx),
+        (None, None) => {}
     }
 }
 
@@ -121,8 +125,59 @@ struct Task<'a> {
     site: Site,
     matrix: Matrix<'a>,
     bias: Option<&'a [f32]>,
+    /// Whether some row's layer changes the base's own product.
+    leaves: bool,
     /// Where its hidden numbers begin in a row.
     hidden: usize,
+}
+
+/// The rows that are multiplied: x, or what the layers of a batch make of it at a site.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    x: Mat<'a>,
+    entered: Option<(Batch<'a>, Site)>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Row `i`; `spare` has room for one.
+    fn row<'b>(&self, i: usize, spare: &'b mut [f32]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self.layer(i) {
+            None => self.x.row(i),
+            Some((delta, site)) => {
+                delta.enter(site, self.x.row(i), spare);
+                spare
+            }
+        }
+    }
+
+    /// The layer that changes row `i` on its way in.
+    fn layer(&self, i: usize) -> Option<(&'a dyn Delta, Site)> {
+        let (batch, site) = self.entered?;
+        let span = batch.spans.iter().find(|s| s.range().contains(&i)).expect("spans cover the rows");
+        Some((span.delta.filter(|d| d.enters(site))?, site))
+    }
+
+    /// All rows in `rows`; `spare` grows to hold them if it must.
+    fn rows<'b>(&self, rows: Range<usize>, spare: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if self.entered.is_none() {
+            return self.x.part(rows).data();
+        }
+        let k = self.x.cols();
+        spare.resize((rows.len() * k).max(spare.len()), 0.0);
+        for (row, u) in rows.clone().zip(spare.chunks_exact_mut(k)) {
+            match self.layer(row) {
+                Some((delta, site)) => delta.enter(site, self.x.row(row), u),
+                None => u.copy_from_slice(self.x.row(row)),
+            }
+        }
+        &spare[..rows.len() * k]
+    }
 }
 
 /// `y = x·Wᵀ + bias` and the layers of the batch's spans, for matrices that share `x`.
@@ -131,7 +186,22 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
     if n == 0 {
         return;
     }
-    let k = x.cols();
+    let says = |word: fn(&dyn Delta, Site) -> bool, site: Site| {
+        batch.spans.iter().filter_map(|s| s.delta).any(|d| word(d, site))
+    };
+    let enters = |p: &Product<'_>| says(|d, site| d.enters(site), p.site);
+    if products.iter().flatten().any(enters) && products[1].is_some() {
+        // they share x, but not what the layer makes of it
+        for p in products.into_iter().flatten() {
+            let mut one = [const { None }; SHARING];
+            one[0] = Some(p);
+            multiply(host, x, one);
+        }
+        return;
+    }
+    let entered = products.iter().flatten().find(|p| enters(p)).map(|p| (batch, p.site));
+    let x = Inputs { x, entered };
+    let k = x.x.cols();
     let few = n <= FEW;
     let mut tasks: [Option<Task<'_>>; SHARING] = [const { None }; SHARING];
     let mut grids: [Option<Grid<'_, 1>>; SHARING] = [const { None }; SHARING];
@@ -158,7 +228,8 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
         } else {
             TASK
         };
-        *slot = Some(Task { site: p.site, matrix: p.matrix, bias: p.bias, hidden });
+        let leaves = says(|d, site| d.leaves(site), p.site);
+        *slot = Some(Task { site: p.site, matrix: p.matrix, bias: p.bias, leaves, hidden });
         hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(p.site)).max().unwrap_or(0);
         *grid = Some(Grid::new([p.y], &blocks[..count], [width]));
     }
@@ -179,11 +250,11 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 if g >= groups {
                     return;
                 }
-                let rows = x.part(g * per..((g + 1) * per).min(n));
+                let rows = g * per..((g + 1) * per).min(n);
                 for (grain, slots) in [(Grain::Small, &scratch.small), (Grain::Large, &scratch.large)] {
                     if grains[usize::from(grain == Grain::Large)] {
                         let mut worker = scratch.workers.get(member);
-                        quantize(level, grain, few, rows, &mut slots.get(g), &mut worker);
+                        quantize(level, grain, few, x, rows.clone(), &mut slots.get(g), &mut worker);
                     }
                 }
             }
@@ -195,7 +266,7 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 let Some(delta) = batch.span_of(rows.start).delta else { continue };
                 let mut worker = scratch.workers.get(member);
                 let worker = &mut *worker;
-                let (x, memory) = (x.part(rows.clone()), (&mut worker.tile[..], &mut worker.spare));
+                let (x, memory) = (x.x.part(rows.clone()), (&mut worker.tile[..], &mut worker.spare));
                 hidden_part(level, delta, &tasks, x, rows.start, first, &mut block, memory);
             }
         };
@@ -226,6 +297,10 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 outputs(level, task, groups, x, rows.clone(), first, &mut block, few, &mut worker);
                 for span in batch.spans {
                     let part = span.range().start.max(rows.start)..span.range().end.min(rows.end);
+                    if task.leaves && !part.is_empty() {
+                        let part = part.start - rows.start..part.end - rows.start;
+                        leave(span.delta, task, first, &mut block, part);
+                    }
                     let Some(delta) = span.delta.filter(|d| !part.is_empty() && d.width(task.site) > 0)
                     else {
                         continue;
@@ -240,27 +315,53 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
 }
 
 /// Rounds one group of rows; packs it if the rows are many.
-fn quantize(level: Level, grain: Grain, few: bool, x: Mat<'_>, group: &mut Group, worker: &mut Worker) {
-    let (n, k) = (x.rows(), x.cols());
+fn quantize(
+    level: Level,
+    grain: Grain,
+    few: bool,
+    x: Inputs<'_>,
+    rows: Range<usize>,
+    group: &mut Group,
+    worker: &mut Worker,
+) {
+    let (n, k) = (rows.len(), x.x.cols());
+    let spare = &mut worker.spare;
+    if x.entered.is_some() {
+        spare.resize(k.max(spare.len()), 0.0);
+    }
+    let spare = if x.entered.is_some() { &mut spare[..k] } else { &mut [] };
     if few {
-        return round(level, grain, x, group.write(grain, n, k));
+        return round(level, grain, x, rows, spare, group.write(grain, n, k));
     }
     let (small, large) = worker.staged.as_mut().expect("many rows were planned for");
     let staged = if grain == Grain::Small { small } else { large };
-    round(level, grain, x, staged.write(grain, n, k));
+    round(level, grain, x, rows, spare, staged.write(grain, n, k));
     acts::pack(level, grain, staged.read(grain, n, k), group.write(grain, acts::columns(level), k));
 }
 
-fn round(level: Level, grain: Grain, x: Mat<'_>, to: ActsMut<'_>) {
-    let k = x.cols();
+fn round(level: Level, grain: Grain, x: Inputs<'_>, rows: Range<usize>, spare: &mut [f32], to: ActsMut<'_>) {
+    let k = x.x.cols();
     let (blocks, pairs) = (k / grain.len(), k / 32);
-    for i in 0..x.rows() {
+    for (i, row) in rows.enumerate() {
         let to = ActsMut {
             q: &mut to.q[i * k..(i + 1) * k],
             d: &mut to.d[i * blocks..(i + 1) * blocks],
             sums: &mut to.sums[i * pairs..(i + 1) * pairs],
         };
-        acts::quantize(level, grain, x.row(i), to);
+        acts::quantize(level, grain, x.row(row, spare), to);
+    }
+}
+
+/// What a span's layer makes of the base's product and its bias.
+fn leave(delta: Option<&dyn Delta>, task: &Task<'_>, first: usize, y: &mut Block<'_>, rows: Range<usize>) {
+    match (delta.filter(|d| d.leaves(task.site)), task.bias) {
+        (Some(delta), bias) => delta.leave(task.site, first, bias, y, rows),
+        (None, Some(bias)) => {
+            for i in rows {
+                y.row(i).iter_mut().zip(&bias[first..]).for_each(|(y, b)| *y += b);
+            }
+        }
+        (None, None) => {}
     }
 }
 
@@ -298,7 +399,7 @@ fn outputs(
     level: Level,
     task: &Task<'_>,
     groups: Option<&Slots<Group>>,
-    x: Mat<'_>,
+    x: Inputs<'_>,
     rows: Range<usize>,
     first: usize,
     block: &mut Block<'_>,
@@ -314,7 +415,13 @@ fn outputs(
     let tile = &mut worker.tile[..padded * stride];
     match (m.storage, groups) {
         (Storage::Dense(d), _) => {
-            dense::product(level, d, w, m.row_bytes, x.part(rows).data(), m.cols, tile, stride);
+            // what a layer makes of x is made some rows at a time, for it is in no plan
+            let some = if x.entered.is_some() { ENTERED } else { rows.len() };
+            for first in rows.clone().step_by(some) {
+                let x = x.rows(first..(first + some).min(rows.end), &mut worker.spare);
+                let tile = &mut tile[(first - rows.start) * stride..];
+                dense::product(level, d, w, m.row_bytes, x, m.cols, tile, stride);
+            }
         }
         (Storage::Block(f), Some(groups)) if few => {
             let x = groups.read(0);
@@ -353,7 +460,7 @@ fn outputs(
     }
     for i in 0..n {
         let (from, to) = (&tile[i * stride..i * stride + width], block.row(i));
-        match task.bias {
+        match task.bias.filter(|_| !task.leaves) {
             None => to.copy_from_slice(from),
             Some(bias) => {
                 for ((to, from), bias) in to.iter_mut().zip(from).zip(&bias[first..]) {
@@ -364,8 +471,8 @@ fn outputs(
     }
 }
 
-/// `dx += dy·W`
-fn backward(host: &mut Host<'_>, w: Matrix<'_>, dy: Mat<'_>, dx: MatMut<'_>) {
+/// `dx += (gain∘dy)·W`, with `gain` `[outputs]` on every row of dy.
+pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy: Mat<'_>, dx: MatMut<'_>) {
     let (level, scratch, n) = (host.level, host.scratch, dy.rows());
     if n == 0 {
         return;
@@ -376,6 +483,11 @@ fn backward(host: &mut Host<'_>, w: Matrix<'_>, dy: Mat<'_>, dx: MatMut<'_>) {
         let rows = per.min(n - g * per);
         let mut packed = scratch.packed.get(g);
         gemm::pack(level, &dy.data()[g * per * k..], k, 1, rows, k, 1.0, &mut packed[..k * per]);
+        if let Some(gain) = gain {
+            for (dy, gain) in packed.chunks_exact_mut(per).zip(gain) {
+                dy.iter_mut().for_each(|v| *v *= gain);
+            }
+        }
     });
     let all = 0..n;
     // Narrow pieces when there are few columns, so that every member has several; never across a block.
@@ -407,6 +519,33 @@ fn backward(host: &mut Host<'_>, w: Matrix<'_>, dy: Mat<'_>, dx: MatMut<'_>) {
             for (i, row) in tile.chunks_exact(width).enumerate() {
                 block.row(i).copy_from_slice(row);
             }
+        }
+    });
+}
+
+/// Rows of the base that a task of [`output_products`] decodes at a time.
+const DECODED: usize = 4;
+
+/// `out_i = Σ_rows dy_i·(x·Wᵀ)_i`, what the base's own product adds to the gradient of a number on every output. In
+/// f32 over the decoded weights; rows of x one after the other, so members change no bit.
+pub fn output_products(host: &mut Host<'_>, w: Matrix<'_>, x: Mat<'_>, dy: Mat<'_>, out: &mut [f32]) {
+    let (level, scratch, n, k) = (host.level, host.scratch, x.rows(), w.cols);
+    let pieces = crate::tensor::Chunks::new([out], DECODED);
+    host.team.run(&|member| {
+        while let Some((piece, [out])) = pieces.next() {
+            let (first, m) = (piece * DECODED, out.len());
+            scratch.with_spare(member, DECODED * (k + n), |spare| {
+                let (rows, tile) = spare.split_at_mut(DECODED * k);
+                for (i, row) in rows.chunks_exact_mut(k).enumerate().take(m) {
+                    w.decode(level, first + i, 0, row);
+                }
+                let rows = bytemuck::cast_slice(&rows[..m * k]);
+                dense::product(level, dense::Dense::F32, rows, 4 * k, x.data(), k, tile, DECODED);
+                for (i, out) in out.iter_mut().enumerate() {
+                    let each = tile.chunks_exact(DECODED).zip(dy.data().chunks_exact(dy.cols()));
+                    *out = each.map(|(p, dy)| p[i] * dy[first + i]).sum();
+                }
+            });
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Evaluation, Terms};
 use super::objective::Goal;
-use super::{Facts, Rewards, StepReport};
+use super::{Facts, Rewards};
 use crate::adapter::Manifest;
 use crate::error::Error;
 use crate::model::{Memory, Model};
@@ -73,6 +73,19 @@ pub struct Started<'a> {
     pub goal: &'a Goal,
     /// The terms of the run.
     pub terms: &'a Terms,
+}
+
+/// What one window of micro-batches gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss over the trained tokens, before the update.
+    pub loss: f64,
+    /// Trained tokens.
+    pub tokens: usize,
+    /// Global norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub rate: f64,
 }
 
 /// One step.

@@ -28,7 +28,7 @@ mod trainer;
 
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
 pub use compare::Rewards;
-pub use event::{Ending, Event, Flow, Outcome, Started, Stepped, Summary};
+pub use event::{Ending, Event, Flow, Outcome, Started, StepReport, Stepped, Summary};
 pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Role, Set, Signal};
 pub use guard::Baseline;
 pub use order::{Cursor, Limits, Order, Passes, split};
@@ -37,4 +37,4 @@ pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;
 pub use schedule::{Recipe, Shape};
-pub use trainer::{Keep, MOST_SEQUENCES, StepReport, TrainOptions, Trainer};
+pub use trainer::{Keep, MOST_SEQUENCES, TrainOptions, Trainer};

@@ -185,6 +185,10 @@ impl RunPlan {
         if layer.is_empty() {
             wrong.push(Error::new(Kind::Argument, "the layer has no part that could learn"));
         }
+        if options.recipe.plus != 1.0 && !layer.method().paired {
+            let text = format!("lora-plus-ratio: {} has no B that could learn faster", layer.method().name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         wrong.keep(layer.check(model.program()));
         let order = wrong.keep(Order::new(
             data.train.units(),
@@ -311,11 +315,11 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     for (name, value) in plan.goal.numbers() {
         terms.set(name, value);
     }
-    terms.set("method", "lora");
+    terms.set("method", layer.method().name);
     terms.set("initial-layer", Identity::hex(&numbers(layer)));
     for (part, site) in layer.parts().iter().zip(&model.program().sites) {
         if let Some(p) = part {
-            terms.set(format!("layer.{}", site.name), format!("rank {} scale {}", p.rank, p.scale));
+            terms.set(format!("layer.{}", site.name), p.to_string());
         }
     }
     terms.set("dropout", o.dropout);
@@ -323,6 +327,7 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("shuffle", o.shuffle);
     terms.set("rows-of-a-step", o.batch_size * o.grad_accumulation);
     terms.set("learning-rate", r.rate);
+    terms.set("lora-plus-ratio", r.plus);
     terms.set("lr-schedule", r.shape.name());
     terms.set("warmup-steps", r.warmup);
     if r.shape != Shape::Constant {
@@ -361,6 +366,7 @@ fn numbers(layer: &Lora) -> [u8; 32] {
         hash.update((part.len() as u64).to_le_bytes());
         part.iter().for_each(|v| hash.update(v.to_le_bytes()));
     }
+    layer.fixed().into_iter().flatten().for_each(|v| hash.update(v.to_le_bytes()));
     hash.finalize().into()
 }
 

@@ -51,6 +51,8 @@ impl Shape {
 pub struct Recipe {
     /// Peak learning rate.
     pub rate: f64,
+    /// LoRA+: B learns so many times as fast as A; 1 for plain LoRA.
+    pub plus: f64,
     /// What follows the warm-up.
     pub shape: Shape,
     /// Steps of warm-up.
@@ -71,6 +73,7 @@ impl Default for Recipe {
     fn default() -> Self {
         Recipe {
             rate: 2e-4,
+            plus: 1.0,
             shape: Shape::Cosine,
             warmup: 0,
             decay: 0.0,
@@ -105,6 +108,8 @@ impl Recipe {
         };
         let r = self;
         range("learning-rate", r.rate, r.rate.is_finite() && r.rate > 0.0, "a finite number above 0");
+        let fine = r.plus.is_finite() && r.plus > 0.0;
+        range("lora-plus-ratio", r.plus, fine, "a finite number above 0");
         range("weight-decay", r.decay, (0.0..1e3).contains(&r.decay), "a number from 0");
         range(
             "max-grad-norm",

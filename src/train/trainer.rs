@@ -9,11 +9,12 @@
 //! ```
 
 use super::compare::Comparing;
+use super::event::StepReport;
 use super::examples::Example;
 use super::head::{HEAD_ROWS, Head, Pass, Target};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
-use crate::adapter::Lora;
+use crate::adapter::{Lora, Part};
 use crate::backend::{Backend, Machine, Plan};
 use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
@@ -55,19 +56,6 @@ pub struct TrainOptions {
     pub kv: Precision,
     /// What is kept for the backward pass.
     pub keep: Keep,
-}
-
-/// What one window of micro-batches gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Mean loss over the trained tokens, before the update.
-    pub loss: f64,
-    /// Trained tokens.
-    pub tokens: usize,
-    /// Global norm of the gradients before clipping.
-    pub grad_norm: f64,
-    /// Learning rate.
-    pub rate: f64,
 }
 
 /// A layer that learns over a frozen base.
@@ -243,7 +231,7 @@ impl Trainer {
             losses: Slots::new(head, |_| 0.0),
             passes: Passes::default(),
         };
-        Ok(Trainer {
+        let mut trainer = Trainer {
             backend: Box::new(machine),
             turns,
             moments: [Slots::new(layer.parts().len(), zeros), Slots::new(layer.parts().len(), zeros)],
@@ -256,7 +244,9 @@ impl Trainer {
             model,
             layer,
             options,
-        })
+        };
+        trainer.settle();
+        Ok(trainer)
     }
 
     /// The layer.
@@ -279,9 +269,16 @@ impl Trainer {
         &self.moments
     }
 
-    /// Continues from a checkpoint: how many steps were taken.
+    /// Continues from a checkpoint, whose numbers the layer has already: how many steps were taken.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
+        self.settle();
+    }
+
+    /// What follows from the layer's new numbers.
+    fn settle(&mut self) {
+        let Trainer { backend, layer, model, options, .. } = self;
+        layer.settle(model, options.level, &mut |n, f| backend.each(n, f));
     }
 
     /// Whether the sequences of a step are packed: each goes into the first pass with room for it. Otherwise passes
@@ -411,12 +408,17 @@ impl Trainer {
         if !go_on(&report) {
             return Ok(None);
         }
-        let with = recipe.adamw(t, rate, grad_norm);
+        let with = [rate, rate * recipe.plus].map(|rate| recipe.adamw(t, rate, grad_norm));
         let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
         self.backend.each(layer.parts().len(), &|i| {
             let (mut p, g) = (layer.params().get(i), layer.grads().read(i));
-            adam::adamw(level, with, &mut p, &g, &mut moments[0].get(i), &mut moments[1].get(i));
+            let (mut m, mut v) = (moments[0].get(i), moments[1].get(i));
+            for (at, fast) in layer.parts()[i].iter().flat_map(Part::learned) {
+                let with = with[usize::from(fast)];
+                adam::adamw(level, with, &mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at]);
+            }
         });
+        self.settle();
         self.steps = t;
         Ok(Some(report))
     }

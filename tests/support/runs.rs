@@ -30,8 +30,7 @@ pub fn data(model: &Model) -> Data {
 
 pub fn layer(model: &Model, which: &str, rank: usize) -> Lora {
     let sites = model.program().sites.iter();
-    let part =
-        |s: &onlay::model::program::SiteInfo| Part { rank, inputs: s.inputs, outputs: s.outputs, scale: 2.0 };
+    let part = |s: &onlay::model::program::SiteInfo| Part::lora(rank, s.inputs, s.outputs, 2.0);
     let mut layer = Lora::new(sites.map(|s| s.name.contains(which).then(|| part(s))).collect());
     layer.start(&mut Rng::new(3));
     layer

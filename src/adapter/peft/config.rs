@@ -1,6 +1,7 @@
 //! `adapter_config.json`: what PEFT would do with the tensors.
 
-use super::super::lora::Part;
+use super::super::layer::{Effect, Part};
+use super::super::methods::Method;
 use super::super::names::Names;
 use super::super::pattern::Pattern;
 use crate::error::{Error, Findings, Kind, Place, Result};
@@ -19,12 +20,16 @@ static KNOWN: &[&str] = &[
     "base_model_name_or_path",
     "bias",
     "corda_config",
+    "d_initial",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
+    "feedforward_modules",
     "inference_mode",
+    "init_ia3_weights",
     "init_lora_weights",
+    "init_weights",
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
@@ -36,14 +41,18 @@ static KNOWN: &[&str] = &[
     "modules_to_save",
     "peft_type",
     "peft_version",
+    "projection_prng_key",
     "qalora_group_size",
     "r",
     "rank_pattern",
     "revision",
     "runtime_config",
+    "save_projection",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
+    "vera_dropout",
 ];
 
 /// Starts of A and B that leave the base as it is; after the others (PiSSA, OLoRA, CorDA, LoRA-GA) the numbers count
@@ -60,6 +69,8 @@ pub(super) struct Config {
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     targets: Targets,
+    /// The method, by our name.
+    pub method: &'static str,
     /// The base's name.
     pub base_name: Option<String>,
 }
@@ -87,6 +98,15 @@ pub(super) fn load(path: &Path) -> Result<Value> {
         .map_err(|e| Error::new(Kind::Format, format!("is not JSON: {e}")).in_file(path))
 }
 
+/// The method that a configuration says, by our name if it has one.
+pub(super) fn method(config: &Value) -> String {
+    let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
+    match said {
+        "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
+        other => other.chars().take(40).collect::<String>().to_lowercase(),
+    }
+}
+
 /// A field that is absent, or says no.
 fn says_nothing(value: Option<&Value>) -> bool {
     match value {
@@ -110,10 +130,14 @@ impl Config {
         if !config.is_object() {
             wrong.push(Error::expected(Kind::Format, "configuration", "a JSON object", "something else"));
         }
+        let mut method = if says_nothing(get("use_dora")) { "lora" } else { "dora" };
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
+            Some(Value::String(t)) if t == "IA3" => method = "ia3",
+            Some(Value::String(t)) if t == "VERA" => method = "vera",
             Some(t) => {
-                wrong.push(bad("peft_type", Kind::Unsupported, "\"LORA\"; others are not supported yet", t))
+                let expected = "\"LORA\", \"IA3\" or \"VERA\"; others are not supported yet";
+                wrong.push(bad("peft_type", Kind::Unsupported, expected, t))
             }
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
@@ -141,7 +165,7 @@ impl Config {
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good => {}
+            _ if good || matches!(method, "ia3" | "vera") => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -153,6 +177,7 @@ impl Config {
         need("use_rslora", "true or false", stabilised.is_some());
         Config {
             rank: r,
+            method,
             alpha: a.unwrap_or(1.0),
             stabilised: stabilised.unwrap_or(false),
             ranks: patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
@@ -234,6 +259,10 @@ fn patterns<T>(
 
 /// A configuration for these parts.
 pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
+    let method = Method::of(parts.iter().flatten()).name;
+    if method == "ia3" {
+        return make_ia3(names, parts, base_name);
+    }
     let with: Vec<_> =
         names.sites().filter_map(|s| Some((s, parts[s.0 as usize]?, names.module(s)?.to_owned()))).collect();
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
@@ -247,6 +276,26 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
             alphas.insert(module.clone(), number(alpha_of(part)));
         }
     }
+    if method == "vera" {
+        return json!({
+            "peft_type": "VERA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "inference_mode": true,
+            "r": rank,
+            "target_modules": modules(names, parts, &with),
+            "projection_prng_key": 0,
+            "save_projection": true,
+            "vera_dropout": 0.0,
+            "d_initial": 0.1,
+            "fan_in_fan_out": false,
+            "bias": "none",
+            "init_weights": true,
+            "modules_to_save": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+        });
+    }
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -259,13 +308,39 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "use_rslora": false,
-        "use_dora": false,
+        "use_dora": method == "dora",
         "fan_in_fan_out": false,
         "bias": "none",
         "init_lora_weights": true,
         "modules_to_save": null,
         "layers_to_transform": null,
         "layers_pattern": null,
+    })
+}
+
+/// A configuration of (IA)³; `feedforward_modules` are among the targets, by the same names.
+fn make_ia3(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
+    let with = |parts: &[Option<Part>]| -> Vec<_> {
+        let all = names.sites().filter_map(|s| Some((s, parts[s.0 as usize]?, names.module(s)?.to_owned())));
+        all.collect()
+    };
+    let only: Vec<_> = parts.iter().map(|p| p.filter(|p| p.effect == Effect::Inputs)).collect();
+    let mut targets = modules(names, parts, &with(parts));
+    let mut inputs = modules(names, &only, &with(&only));
+    if !inputs.iter().all(|i| targets.contains(i)) {
+        let paths = |parts: &[Option<Part>]| with(parts).into_iter().map(|(.., path)| path).collect();
+        (targets, inputs) = (paths(parts), paths(&only));
+    }
+    json!({
+        "peft_type": "IA3",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": true,
+        "target_modules": targets,
+        "feedforward_modules": inputs,
+        "fan_in_fan_out": false,
+        "init_ia3_weights": true,
+        "modules_to_save": null,
     })
 }
 
@@ -370,7 +445,6 @@ mod tests {
             "peft_type",
             "r:",
             "lora_alpha",
-            "use_dora",
             "fan_in",
             "init_lora",
             "layer_repl",
@@ -381,7 +455,7 @@ mod tests {
         ] {
             assert!(wrong.iter().any(|w| w.starts_with(key)), "{key}: {wrong:?}");
         }
-        assert_eq!(wrong.len(), 11, "{wrong:?}");
+        assert_eq!(wrong.len(), 10, "{wrong:?}");
         assert!(!config("[]").1.is_empty());
     }
 
@@ -389,9 +463,9 @@ mod tests {
     fn alphas_give_their_scales_back() {
         for (scale, rank) in [(2.0, 4), (8.0f32 / 6.0, 6), (f32::MIN_POSITIVE, 3), (5.656_854, 2), (-1.5, 7)]
         {
-            let part = Part { rank, inputs: 1, outputs: 1, scale };
+            let part = Part::lora(rank, 1, 1, scale);
             assert_eq!(Part::scale_of(alpha_of(&part), rank, false), scale);
         }
-        assert_eq!(alpha_of(&Part { rank: 6, inputs: 1, outputs: 1, scale: 8.0 / 6.0 }), 8.0);
+        assert_eq!(alpha_of(&Part::lora(6, 1, 1, 8.0 / 6.0)), 8.0);
     }
 }

@@ -3,6 +3,10 @@
 //! ```text
 //! base_model.model.PATH.lora_A.weight   [r][inputs]
 //! base_model.model.PATH.lora_B.weight   [outputs][r]     rows in the order of the converted model: names.rs
+//! base_model.model.PATH.lora_magnitude_vector   [outputs]     with use_dora
+//! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
+//! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
+//! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
@@ -14,7 +18,7 @@ mod tensors;
 
 use super::contents::{self, Contents, Form};
 use super::gather::{Gather, Half, Terms, Which};
-use super::lora::Part;
+use super::layer::{Effect, Part};
 use super::manifest::Manifest;
 use super::names::Names;
 use super::open::{Adapter, Found, judge};
@@ -29,6 +33,11 @@ use tensors::{Matrix, Tensors};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+const LENGTHS: &str = ".lora_magnitude_vector";
+/// What VeRA's products share.
+const SHARED: [(&str, Which); 2] = [("base_model.vera_A", Which::A), ("base_model.vera_B", Which::B)];
+/// Tensors of one dimension.
+const VECTORS: [&str; 3] = [LENGTHS, ".vera_lambda_d", ".vera_lambda_b"];
 const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
@@ -45,10 +54,14 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(model.program(), &names, wrong);
     for name in tensors.names() {
         let half = || -> Result<_> {
-            let (rows, cols) = tensors.shape(&name)?;
+            let (rows, cols) = tensors.shape(&name, VECTORS.iter().any(|end| name.ends_with(end)))?;
             let (tensors, name) = (&tensors, name.clone());
             Ok(Half { name: name.clone(), rows, cols, numbers: Box::new(move || tensors.numbers(&name)) })
         };
+        if let Some(which) = SHARED.iter().find(|(shared, _)| *shared == name) {
+            gather.put_shared(which.1, shown(&name), half());
+            continue;
+        }
         match site_of(&names, &config, &name) {
             Ok(None) => {}
             Ok(Some((site, which))) => gather.put(site, which, shown(&name), half()),
@@ -57,11 +70,18 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     }
     let lora = gather.finish(
         |site, rank| {
+            if rank == 0 {
+                return Ok(Terms { scale: 0.0, moved: true });
+            }
             let module = names.module(site).unwrap_or_default();
             Ok(Terms { scale: config.scale(module, rank)?, moved: true })
         },
         |_, _| Ok(()),
     )?;
+    if lora.method().name != config.method {
+        let (expected, found) = (config.method, lora.method().name);
+        return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
+    }
     let base_name = manifest.base_name.clone().or(config.base_name);
     Ok(Found { name: name(directory), lora, manifest: Manifest { base_name, ..manifest }, warnings })
 }
@@ -84,11 +104,14 @@ fn open(directory: &Path) -> Result<(Value, Tensors)> {
 pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let (json, tensors) = open(directory)?;
     let halves: Vec<_> = tensors.all().collect();
-    let ranks = halves.iter().filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight"));
+    let ranks = halves
+        .iter()
+        .filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight") || h.name.ends_with(".vera_A"));
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
         form: Form::Peft,
+        method: config::method(&json),
         name: name(directory),
         ranks: ranks.filter_map(|h| h.shape.first().copied()).collect(),
         manifest: Manifest { base_name: manifest.base_name.or(base_name.map(str::to_owned)), ..manifest },
@@ -114,10 +137,16 @@ fn site_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(Site,
     if path.ends_with(".base_layer.weight") || path.ends_with(".base_layer.bias") {
         return Ok(None);
     }
-    let halves = [(".lora_A.weight", Which::A), (".lora_B.weight", Which::B)];
+    let halves = [
+        (".lora_A.weight", Which::A),
+        (".lora_B.weight", Which::B),
+        (LENGTHS, Which::M),
+        (".ia3_l", Which::L),
+        (".vera_lambda_d", Which::D),
+        (".vera_lambda_b", Which::V),
+    ];
     let Some((module, which)) = halves.iter().find_map(|(end, w)| Some((path.strip_suffix(end)?, *w))) else {
         return match () {
-            () if path.contains(".lora_magnitude_vector") => unsupported("DoRA is not supported yet"),
             () if path.contains(".lora_embedding_") => {
                 unsupported("a layer around the token embedding is not supported yet")
             }
@@ -148,7 +177,8 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let mut wrong = Findings::default();
     let mut matrices = Vec::new();
     for (site, part) in names.sites().zip(adapter.parts()) {
-        let Some(Part { rank, inputs, outputs, .. }) = *part else { continue };
+        let Some(part) = *part else { continue };
+        let Part { rank, inputs, outputs, .. } = part;
         let Some(module) = names.module(site) else {
             let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
             wrong.push(error.at(Place::Tensor(names.gguf(site).into())));
@@ -158,18 +188,49 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         let a = move || adapter.numbers(site)[..rank * inputs].to_vec();
         let b = move || {
             let numbers = adapter.numbers(site);
-            let b = &numbers[rank * inputs..];
+            let b = &numbers[rank * inputs..part.pair()];
             let rows = (0..outputs).map(|o| names.row(site, o));
             rows.flat_map(|o| (0..rank).map(move |j| b[j * outputs + o])).collect()
         };
         let name = |half| format!("{ROOT}{module}.lora_{half}.weight");
-        matrices.push(Matrix { name: name("A"), rows: rank, cols: inputs, numbers: Box::new(a) });
-        matrices.push(Matrix { name: name("B"), rows: outputs, cols: rank, numbers: Box::new(b) });
+        let vector = move || {
+            let numbers = adapter.numbers(site);
+            let v = &numbers[if part.effect == Effect::Vera { rank } else { part.pair() }..];
+            match part.effect {
+                Effect::Inputs => v.to_vec(),
+                _ => (0..outputs).map(|o| v[names.row(site, o)]).collect(),
+            }
+        };
+        if part.pair() > 0 {
+            matrices.push(Matrix { name: name("A"), shape: vec![rank, inputs], numbers: Box::new(a) });
+            matrices.push(Matrix { name: name("B"), shape: vec![outputs, rank], numbers: Box::new(b) });
+        }
+        if part.effect == Effect::Vera {
+            let numbers = move || adapter.numbers(site)[..rank].to_vec();
+            let name = format!("{ROOT}{module}.vera_lambda_d");
+            matrices.push(Matrix { name, shape: vec![rank], numbers: Box::new(numbers) });
+        }
+        let (end, shape) = match part.effect {
+            Effect::Lora => continue,
+            Effect::Dora => (LENGTHS, vec![outputs]),
+            Effect::Outputs => (".ia3_l", vec![outputs, 1]),
+            Effect::Inputs => (".ia3_l", vec![1, inputs]),
+            Effect::Vera => (".vera_lambda_b", vec![outputs]),
+        };
+        matrices.push(Matrix { name: format!("{ROOT}{module}{end}"), shape, numbers: Box::new(vector) });
+    }
+    if let Some(s) = adapter.lora().shared() {
+        let rows = move || (0..s.outputs).flat_map(move |o| (0..s.rank).map(move |j| (o, j)));
+        let b = move || rows().map(|(o, j)| s.b[j * s.outputs + o]).collect();
+        let a = move || s.a.clone();
+        let (a_name, b_name) = (SHARED[0].0.into(), SHARED[1].0.into());
+        matrices.push(Matrix { name: a_name, shape: vec![s.rank, s.inputs], numbers: Box::new(a) });
+        matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
     let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());
     let mut texts = vec![("format", "pt".to_owned())];
-    texts.extend(adapter.manifest().lines());
+    texts.extend(adapter.manifest().lines(adapter.method()));
 
     // A new directory gets its name when it is complete; in an old one each file is replaced in one step.
     let old = std::fs::symlink_metadata(directory).is_ok();

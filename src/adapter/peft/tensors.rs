@@ -84,14 +84,15 @@ impl Tensors {
         self.metadata.metadata().as_ref()?.get(key).cloned()
     }
 
-    /// Rows and columns of a tensor of floating-point numbers.
-    pub(super) fn shape(&self, name: &str) -> Result<(usize, usize)> {
+    /// Rows and columns of a tensor of floating-point numbers; a `vector` may have only the latter.
+    pub(super) fn shape(&self, name: &str, vector: bool) -> Result<(usize, usize)> {
         let info = self.metadata.info(name).ok_or_else(|| Error::new(Kind::Format, "missing"))?;
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(Error::expected(Kind::Unsupported, "type", "F32, F16 or BF16", info.dtype));
         }
         match info.shape[..] {
             [rows, cols] if rows > 0 && cols > 0 => Ok((rows, cols)),
+            [cols] if vector && cols > 0 => Ok((1, cols)),
             _ => Err(Error::expected(Kind::Format, "shape", "rows and columns", format!("{:?}", info.shape))),
         }
     }
@@ -121,8 +122,8 @@ impl Tensors {
 /// An F32 matrix to be written.
 pub(super) struct Matrix<'a> {
     pub name: String,
-    pub rows: usize,
-    pub cols: usize,
+    /// Rows and columns, or only columns.
+    pub shape: Vec<usize>,
     /// Gives its numbers, row after row, when its turn comes.
     pub numbers: Box<dyn FnOnce() -> Vec<f32> + 'a>,
 }
@@ -133,9 +134,9 @@ pub(super) fn write(out: &mut dyn Write, texts: &[(&str, String)], matrices: Vec
     let texts: Map<_, _> = texts.iter().map(|(k, v)| ((*k).to_owned(), Value::from(v.as_str()))).collect();
     header.insert("__metadata__".into(), texts.into());
     let mut at = 0;
-    for Matrix { name, rows, cols, .. } in &matrices {
-        let end = at + 4 * rows * cols;
-        let info = json!({"dtype": "F32", "shape": [rows, cols], "data_offsets": [at, end]});
+    for Matrix { name, shape, .. } in &matrices {
+        let end = at + 4 * shape.iter().product::<usize>();
+        let info = json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]});
         header.insert(name.clone(), info);
         at = end;
     }

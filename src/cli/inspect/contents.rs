@@ -184,7 +184,10 @@ impl Report {
         let ranks: Vec<_> = contents.ranks.iter().map(usize::to_string).collect();
         let alpha = contents.alpha.map(|a| format!(", alpha {a}")).unwrap_or_default();
         self.head("name", &*contents.name);
-        self.heads.push(("layer", format!("lora of rank {}{alpha}", ranks.join(", "))));
+        let ranked =
+            if ranks.is_empty() { String::new() } else { format!(" of rank {}{alpha}", ranks.join(", ")) };
+        self.json.insert("method".into(), contents.method.clone().into());
+        self.heads.push(("layer", format!("{}{ranked}", contents.method)));
         self.json.insert("ranks".into(), contents.ranks.iter().copied().collect());
         self.json.insert("alpha".into(), contents.alpha.into());
         let Manifest { base, base_name, .. } = &contents.manifest;

@@ -3,7 +3,7 @@
 use super::Args;
 use crate::cli::{options, stop, terminal};
 use anyhow::{Context, Result, bail};
-use onlay::adapter::{Adapter, Lora, Part, Worn};
+use onlay::adapter::{Adapter, Effect, Lora, Part, Worn};
 use onlay::eval::{Forgetting, forgetting, within};
 use onlay::model::{Model, Options, Runner};
 use onlay::ops::Site;
@@ -111,12 +111,34 @@ pub fn hold(
     Ok((scaled, done))
 }
 
-/// The layer, counting `scale` times what it did: the same numbers as wearing it with that weight.
+/// The layer, counting `scale` times what it did: the same numbers as wearing it with that weight. DoRA has none such; a
+/// run that might ask for it is refused before it starts.
 fn times(adapter: &Adapter, scale: f32) -> Lora {
-    let part = |p: &Option<Part>| p.map(|p| Part { scale: p.scale * scale, ..p });
-    let lora = Lora::new(adapter.parts().iter().map(part).collect());
-    for i in 0..adapter.parts().len() {
-        lora.params().get(i).copy_from_slice(&adapter.numbers(Site(i as _)));
+    if scale == 1.0 {
+        return adapter.to_lora();
     }
-    lora
+    let paired = adapter.parts().iter().flatten().all(|p| p.effect == Effect::Lora);
+    if paired {
+        let part = |p: &Option<Part>| p.map(|p| Part { scale: p.scale * scale, ..p });
+        let lora = Lora::new(adapter.parts().iter().map(part).collect());
+        for i in 0..adapter.parts().len() {
+            lora.params().get(i).copy_from_slice(&adapter.numbers(Site(i as _)));
+        }
+        return lora;
+    }
+    let layer = adapter.to_lora();
+    for (i, part) in adapter.parts().iter().enumerate() {
+        let Some(part) = part else { continue };
+        let mut numbers = layer.params().get(i);
+        match part.effect {
+            // factors of 1 do nothing
+            Effect::Outputs | Effect::Inputs => {
+                numbers.iter_mut().for_each(|l| *l = 1.0 + scale * (*l - 1.0))
+            }
+            // what comes out is scaled last
+            Effect::Vera => numbers[part.rank..].iter_mut().for_each(|l| *l *= scale),
+            Effect::Lora | Effect::Dora => unreachable!("not in a layer of this method"),
+        }
+    }
+    layer
 }

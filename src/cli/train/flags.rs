@@ -1,6 +1,7 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
+use onlay::adapter::{Init, Method, Places};
 use onlay::train::objective::{self, Objective};
 use onlay::train::{Format, Shape};
 use std::path::PathBuf;
@@ -66,30 +67,33 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// The kind of layer
-    #[arg(long, default_value = "lora", value_parser = ["lora"], help_heading = "Layer")]
-    method: String,
-    /// Rank
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each
+    #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub method: &'static Method,
+    /// Rank, of methods that have one
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rank: usize,
     /// The layer counts alpha/rank [default: 2·rank]
     #[arg(long, value_name = "A", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub alpha: Option<f64>,
+    /// Ranks of some places, such as q=8,blk.0-3.down=32; the first that fits counts
+    #[arg(long, value_name = "LIST", value_parser = places, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub rank_pattern: Option<Places>,
+    /// Alphas of some places, as --rank-pattern
+    #[arg(long, value_name = "LIST", value_parser = places, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub alpha_pattern: Option<Places>,
+    /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns
+    #[arg(long, value_name = "START", default_value = "zero", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub init: Init,
     /// The layer counts alpha/√rank
     #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rslora: bool,
     /// Share of its inputs that is dropped while learning
     #[arg(long, value_name = "D", default_value_t = 0.0, help_heading = "Layer")]
     pub dropout: f64,
-    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn
-    #[arg(
-        long,
-        value_name = "LIST",
-        default_value = "all",
-        conflicts_with = "init_adapter",
-        help_heading = "Layer"
-    )]
-    pub targets: String,
+    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down]
+    #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub targets: Option<String>,
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
@@ -116,6 +120,9 @@ pub struct Args {
     /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
+    /// LoRA+: B learns so many times as fast as A
+    #[arg(long, value_name = "RATIO", default_value_t = 1.0, help_heading = "Recipe")]
+    pub lora_plus_ratio: f64,
     /// constant, linear or cosine
     #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
     pub schedule: Shape,
@@ -216,6 +223,18 @@ fn objective(name: &str) -> Result<&'static Objective, String> {
 
 fn format(name: &str) -> Result<Format, String> {
     Format::named(name).map_err(|e| e.to_string())
+}
+
+fn method(name: &str) -> Result<&'static Method, String> {
+    Method::named(name).map_err(|e| e.to_string())
+}
+
+fn places(list: &str) -> Result<Places, String> {
+    Places::parse(list).map_err(|e| e.to_string())
+}
+
+fn init(name: &str) -> Result<Init, String> {
+    Init::named(name).map_err(|e| e.to_string())
 }
 
 fn shape(name: &str) -> Result<Shape, String> {

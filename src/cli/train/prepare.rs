@@ -4,10 +4,9 @@ use super::output::{self, Output};
 use super::{Args, mask};
 use crate::cli::{open, options, samples, stop, terminal};
 use anyhow::Result;
-use onlay::adapter::{Adapter, Lora, Part, Targets};
+use onlay::adapter::{Adapter, Lora, New, Targets};
 use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
-use onlay::rng::Rng;
 use onlay::train::objective::Goal;
 use onlay::train::{
     CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Start, split,
@@ -60,6 +59,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
+    if args.max_forgetting.is_some() && layer.as_ref().is_some_and(|l: &Lora| l.method().name == "dora") {
+        let text = "max-forgetting: a dora layer cannot be scaled down; lora, ia3 and vera can";
+        wrong.push(Error::new(Kind::Unsupported, text));
+    }
     let mut progress = terminal::Progress::new();
     let mut read = |path: &Path| -> onlay::Result<Set> {
         let format = args.data_format;
@@ -106,6 +109,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         numbers: args.numbers(),
         recipe: Recipe {
             rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
+            plus: args.lora_plus_ratio,
             shape: args.schedule,
             warmup: args.warmup_steps,
             decay: args.weight_decay,
@@ -148,11 +152,18 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
         return Ok((adapter.to_lora(), Some(*adapter.id())));
     }
-    let alpha = args.alpha.unwrap_or(2.0 * args.rank as f64);
-    let scale = Part::scale_of(alpha, args.rank, args.rslora);
-    let mut layer = Targets::parse(&args.targets)?.layer(model.program(), args.rank, scale)?;
-    layer.start(&mut Rng::new(args.seed));
-    Ok((layer, None))
+    let new = New {
+        targets: args.targets.as_deref().map(Targets::parse).transpose()?,
+        rank: args.rank,
+        alpha: args.alpha,
+        stabilised: args.rslora,
+        ranks: args.rank_pattern.clone().unwrap_or_default(),
+        alphas: args.alpha_pattern.clone().unwrap_or_default(),
+        init: args.init,
+        seed: args.seed,
+        ..New::of(args.method)
+    };
+    Ok((new.layer(model, options::level()?, args.machine.count())?, None))
 }
 
 /// Takes what is fastest within the memory that was promised.

@@ -1,0 +1,238 @@
+//! A new layer, as it is asked for: method, places, ranks, scales, start.
+//!
+//! # Starts that take from the base
+//! PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) begin with a part of W itself, B₀A₀, and train on
+//! W − s·B₀A₀. The base is mapped and never changes, so that part is taken off beside it: the layer has twice the rank,
+//!
+//! ```text
+//! A = [A₀; A₀]    B = [B₀, −B₀]    ΔW = s·(B·A − B₀A₀), zero at the start; the second half does not learn
+//! PiSSA   W = U·S·Vᵀ, the r largest:   A₀ = √(S/s)·Vᵀ    B₀ = U·√(S/s)
+//! OLoRA   W = Q·R:                     A₀ = R[..r]       B₀ = Q[.., ..r]
+//! ```
+//! which is the plain LoRA that PEFT converts such adapters to: files and serving know nothing of it.
+
+use super::layer::{Effect, Layer, Part};
+use super::methods::Method;
+use super::names::Names;
+use super::svd;
+use super::targets::Targets;
+use super::vera::Shared;
+use crate::error::{Error, Findings, Kind, Result};
+use crate::model::Model;
+use crate::ops::Site;
+use crate::rng::Rng;
+use crate::tensor::Team;
+use onlay_kernels::Level;
+
+/// What A and B begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Init {
+    /// A random, B zero.
+    #[default]
+    Zero,
+    /// The largest singular vectors of the base.
+    Pissa,
+    /// The first columns of the base's QR decomposition.
+    Olora,
+}
+
+impl Init {
+    /// The start of that name.
+    ///
+    /// # Errors
+    /// `Argument` naming all there are.
+    pub fn named(name: &str) -> Result<Init> {
+        match name {
+            "zero" => Ok(Init::Zero),
+            "pissa" => Ok(Init::Pissa),
+            "olora" => Ok(Init::Olora),
+            other => {
+                Err(Error::expected(Kind::Argument, "init", "zero, pissa or olora", format!("{other:?}")))
+            }
+        }
+    }
+}
+
+/// Numbers for some places: `q=8,blk.2-5.down=32`; the first name that means a place counts.
+#[derive(Clone, Debug, Default)]
+pub struct Places(Vec<(Targets, f64)>);
+
+impl Places {
+    /// Reads a list.
+    ///
+    /// # Errors
+    /// `Argument` for an entry without a name or a number above 0.
+    pub fn parse(list: &str) -> Result<Places> {
+        let one = |entry: &str| {
+            let bad = || {
+                let expected = "names and numbers above 0 between commas, such as q=8,down=32";
+                Error::expected(Kind::Argument, "pattern", expected, format!("{entry:?}"))
+            };
+            let (name, number) = entry.split_once('=').ok_or_else(bad)?;
+            let number: f64 = number.trim().parse().map_err(|_| bad())?;
+            let fine = number.is_finite() && number > 0.0;
+            if fine { Ok((Targets::parse(name)?, number)) } else { Err(bad()) }
+        };
+        list.split(',').map(one).collect::<Result<_>>().map(Places)
+    }
+
+    /// The number of every site that is meant.
+    fn of(&self, model: &Model, wrong: &mut Findings) -> Vec<Option<f64>> {
+        let mut all = vec![None; model.program().sites.len()];
+        for (name, number) in &self.0 {
+            let Some(selected) = wrong.keep(name.select(model.program())) else { continue };
+            let meant = all.iter_mut().zip(selected).filter(|(_, on)| *on);
+            meant.for_each(|(to, _)| *to = to.or(Some(*number)));
+        }
+        all
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// The kind of layer.
+    pub method: &'static Method,
+    /// Where; unless told, where the method is fastened.
+    pub targets: Option<Targets>,
+    /// Rank, where no other is given.
+    pub rank: usize,
+    /// α, where no other is given; twice the rank of each place if absent.
+    pub alpha: Option<f64>,
+    /// α/√r instead of α/r.
+    pub stabilised: bool,
+    /// Ranks of some places.
+    pub ranks: Places,
+    /// αs of some places.
+    pub alphas: Places,
+    /// What A and B begin with.
+    pub init: Init,
+    /// Of what is random.
+    pub seed: u64,
+}
+
+impl New {
+    /// Rank 16, α twice the rank, on all products.
+    pub fn of(method: &'static Method) -> New {
+        New {
+            method,
+            targets: None,
+            rank: 16,
+            alpha: None,
+            stabilised: false,
+            ranks: Places::default(),
+            alphas: Places::default(),
+            init: Init::Zero,
+            seed: 0,
+        }
+    }
+
+    /// The layer before its first step. PiSSA and OLoRA look at every matrix; `threads` share that.
+    ///
+    /// # Errors
+    /// `Argument`: everything that cannot be.
+    pub fn layer(&self, model: &Model, level: Level, threads: usize) -> Result<Layer> {
+        let (program, names) = (model.program(), Names::of(model.program()));
+        let mut wrong = Findings::default();
+        let targets =
+            self.targets.as_ref().map_or_else(|| Targets::parse(self.method.targets), |t| Ok(t.clone()));
+        let selected = wrong.keep(targets.and_then(|t| t.select(program))).unwrap_or_default();
+        let (ranks, alphas) = (self.ranks.of(model, &mut wrong), self.alphas.of(model, &mut wrong));
+        if let Some(rank) = ranks.iter().flatten().find(|r| r.fract() != 0.0) {
+            wrong.push(Error::expected(Kind::Argument, "rank of a pattern", "a whole number", rank));
+        }
+        if self.init != Init::Zero && self.method.name != "lora" {
+            let text = format!("init: pissa and olora are starts of lora, not of {}", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
+        let patterns = !(self.ranks.0.is_empty() && self.alphas.0.is_empty());
+        if patterns && !self.method.paired {
+            let text = format!("{} has no ranks and alphas of places", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
+        let part = |(i, on): (usize, &bool)| {
+            let site = &program.sites[i];
+            let rank = ranks[i].map_or(self.rank, |r| r as usize);
+            let alpha = alphas[i].or(self.alpha).unwrap_or(2.0 * rank as f64);
+            let scale = Part::scale_of(alpha, rank, self.stabilised);
+            on.then(|| self.method.part(&names, Site(i as u32), rank, scale, (site.inputs, site.outputs)))
+        };
+        let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
+        if self.method.paired
+            && let Some(p) = parts.iter().flatten().find(|p| !(p.scale.is_finite() && p.scale != 0.0))
+        {
+            wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));
+        }
+        if wrong.is_empty() {
+            Part::check_all(&parts, program, &mut wrong);
+        }
+        wrong.refuse("the layer cannot be made")?;
+        if self.init != Init::Zero {
+            for part in parts.iter_mut().flatten() {
+                (part.rank, part.frozen) = (2 * part.rank, part.rank);
+            }
+        }
+        let mut layer = Layer::new(parts);
+        match self.init {
+            Init::Zero if self.method.paired => layer.start(&mut Rng::new(self.seed)),
+            Init::Zero => {}
+            init => {
+                let here: Vec<usize> =
+                    (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
+                let mut team = Team::new(threads)?;
+                team.each(here.len(), |_, at| layer.take_from(model, level, init, here[at], self.seed));
+            }
+        }
+        if layer.method().name == "vera" {
+            let shared = Shared::random(&names, layer.parts(), self.rank, &mut Rng::new(self.seed));
+            layer = layer.sharing(shared);
+            layer.start_vectors();
+        }
+        layer.start_factors();
+        layer.start_lengths(model, level);
+        Ok(layer)
+    }
+}
+
+impl Layer {
+    /// Begins a pair with a part of the base, and takes that part off.
+    fn take_from(&self, model: &Model, level: Level, init: Init, i: usize, seed: u64) {
+        let part =
+            self.parts()[i].filter(|p| p.effect == Effect::Lora).expect("asked only where it is a pair");
+        let (r, k, n) = (part.frozen, part.inputs, part.outputs);
+        let matrix = model.bound().matrix(model.program().matrix_at(Site(i as u32)));
+        let mut w = vec![0.0; k * n];
+        w.chunks_exact_mut(k).enumerate().for_each(|(row, to)| matrix.decode(level, row, 0, to));
+        let (mut b, mut a) = match init {
+            Init::Olora => svd::first_of_qr(&w, n, k, r),
+            _ => {
+                let top = svd::largest(&w, n, k, r, seed);
+                let root = |v: &f64| (v / f64::from(part.scale).abs()).sqrt();
+                let by = |vectors: Vec<Vec<f64>>| {
+                    let each = vectors.into_iter().zip(&top.values);
+                    each.map(|(v, s)| v.iter().map(|v| v * root(s)).collect()).collect::<Vec<Vec<f64>>>()
+                };
+                (by(top.left), by(top.right))
+            }
+        };
+        // The sign of a pair is free; this one does not depend on how it was computed.
+        for (b, a) in b.iter_mut().zip(&mut a) {
+            let largest = a.iter().copied().max_by(|x, y| x.abs().total_cmp(&y.abs()));
+            if largest.is_some_and(|v| v < 0.0) {
+                b.iter_mut().chain(a).for_each(|v| *v = -*v);
+            }
+        }
+        let mut numbers = self.params().get(i);
+        let (to_a, to_b) = numbers.split_at_mut(2 * r * k);
+        for j in 0..r {
+            for half in [j, r + j] {
+                let sign = if half < r { 1.0 } else { -1.0 };
+                to_a[half * k..(half + 1) * k].iter_mut().zip(&a[j]).for_each(|(to, v)| *to = *v as f32);
+                to_b[half * n..(half + 1) * n]
+                    .iter_mut()
+                    .zip(&b[j])
+                    .for_each(|(to, v)| *to = (sign * v) as f32);
+            }
+        }
+    }
+}
