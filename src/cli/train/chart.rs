@@ -119,9 +119,7 @@ impl Chart {
 fn ticks(low: f64, high: f64, n: f64) -> Vec<f64> {
     let raw = (high - low) / n.max(1.0);
     let unit = 10f64.powf(raw.log10().floor());
-    // a difference of round numbers may come out a little above one
-    let step =
-        unit * [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * unit >= raw * (1.0 - 1e-9)).unwrap_or(10.0);
+    let step = unit * [1.0, 2.0, 5.0, 10.0].into_iter().find(|f| f * unit >= 0.999 * raw).unwrap_or(10.0);
     let (first, last) = ((low / step).floor() as i64, (high / step).ceil() as i64);
     (first..=last.max(first + 1)).map(|i| i as f64 * step).collect()
 }
