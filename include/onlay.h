@@ -319,7 +319,7 @@ typedef struct onlay_train_options {
     uint64_t rank;                /* default 16 */
     double alpha;                 /* the layer's scale is alpha/rank; 0 (default): twice the rank */
     double dropout;               /* default 0 */
-    double learning_rate;         /* 0 (default): 5e-4 (2000/width)^0.781, a fit over Llama models */
+    double learning_rate;         /* 0 (default): 5e-4 (2000/width)^0.781, a twentieth for judged rows */
     double weight_decay;          /* default 0 */
     double max_grad_norm;         /* default 1; 0: off */
     double epochs;                /* default 3 */

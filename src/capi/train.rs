@@ -85,7 +85,7 @@ impl Watch {
 }
 
 /// The options of a run, from C's.
-fn run_options(o: &TrainOptions, model: &Model) -> Done<RunOptions> {
+fn run_options(o: &TrainOptions) -> Done<RunOptions> {
     let level = Level::chosen().map_err(Failure::argument)?;
     let every = |n: u64| (n > 0).then_some(n);
     let after = match o.checkpoint_seconds {
@@ -115,10 +115,7 @@ fn run_options(o: &TrainOptions, model: &Model) -> Done<RunOptions> {
         batch_size: count(o.batch_size, 1, 1 << 20, "batch_size")?,
         grad_accumulation: count(o.grad_accumulation, 1, 1 << 20, "grad_accumulation")?,
         recipe: Recipe {
-            rate: match o.learning_rate {
-                0.0 => Recipe::rate_for(model.program().width),
-                rate => rate,
-            },
+            rate: o.learning_rate,
             shape: match o.schedule {
                 structs::SCHEDULE_CONSTANT => Shape::Constant,
                 structs::SCHEDULE_LINEAR => Shape::Linear,
@@ -253,12 +250,16 @@ export! {
         let model = Arc::clone(&model.get("model")?.model);
         result.check("result")?;
         let o = options.read("options")?;
-        let mut run_options = run_options(&o, &model)?;
+        let mut run_options = run_options(&o)?;
         let (path, overwrite) = output(&o, &model)?;
         let (layer, parent) = layer(&o, &model)?;
         run_options.parent = parent;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;
+        if o.learning_rate == 0.0 {
+            let (width, signal) = (model.program().width, data.train.signal());
+            run_options.recipe.rate = Recipe::rate_for(width, layer.method(), signal);
+        }
         watch.last = Progress::default();
         room_for(&RunPlan::new(&model, &layer, &data, &run_options)?.memory)?;
         let store = Box::new(Files::beside(&path));

@@ -7,6 +7,8 @@
 //! (transformers' `get_linear_schedule_with_warmup` and its kin count from 0; the first step here is their second, so
 //! that no step is spent at rate zero.)
 
+use super::Signal;
+use crate::adapter::Method;
 use crate::error::{Error, Kind, Result};
 use onlay_kernels::adam::AdamW;
 
@@ -86,15 +88,15 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// A learning rate to begin with, for LoRA on a model of this width:
+    /// A learning rate to begin with:
     ///
     /// ```text
-    /// rate = 5e-4 · (2000/width)^0.781
+    /// rate = 5e-4 · (2000/width)^0.781 · pace of the method · pace of the rows
     /// ```
-    /// The fit for Llama models of Thinking Machines' "LoRA Without Regret" (2025) and its cookbook; it hardly depends on
-    /// the rank.
-    pub fn rate_for(width: usize) -> f64 {
-        5e-4 * (2000.0 / width.max(1) as f64).powf(0.781)
+    /// The first two factors are the fit for LoRA on Llama models of Thinking Machines' "LoRA Without Regret" (2025) and
+    /// its cookbook; it hardly depends on the rank.
+    pub fn rate_for(width: usize, method: &Method, signal: Signal) -> f64 {
+        5e-4 * (2000.0 / width.max(1) as f64).powf(0.781) * method.pace * signal.pace()
     }
 
     /// # Errors

@@ -117,7 +117,8 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models]
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, a
+    /// twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
     /// LoRA+: B learns so many times as fast as A

@@ -9,7 +9,7 @@ use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
 use onlay::train::objective::Goal;
 use onlay::train::{
-    CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Start, split,
+    CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Signal, Start, split,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -101,6 +101,11 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     if dropped > 0 {
         terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
     }
+    let rate = args.learning_rate.unwrap_or_else(|| {
+        let method = layer.as_ref().map_or(args.method, |l| l.method());
+        let signal = data.as_ref().map_or(Signal::Shown, |d| d.train.signal());
+        Recipe::rate_for(model.program().width, method, signal)
+    });
     let mut options = RunOptions {
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
         batch_size: args.batch_size,
@@ -108,7 +113,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         objective: args.objective,
         numbers: args.numbers(),
         recipe: Recipe {
-            rate: args.learning_rate.unwrap_or_else(|| Recipe::rate_for(model.program().width)),
+            rate,
             plus: args.lora_plus_ratio,
             shape: args.schedule,
             warmup: args.warmup_steps,
