@@ -185,8 +185,8 @@ impl Gather<'_> {
             [None, None] if with.is_empty() => return None,
             [Some(a), Some(b)] if !with.is_empty() => (a, b),
             _ => {
-                let text = "λd and λb of VeRA need the pair they were trained with, and it them \
-                            (PEFT keeps it with save_projection)";
+                let text = "the shared pair and the vectors of VeRA come together (PEFT keeps the pair with \
+                            save_projection)";
                 self.wrong.push(Error::new(Kind::Format, text));
                 return None;
             }

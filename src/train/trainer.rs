@@ -19,7 +19,7 @@ use crate::backend::{Backend, Machine, Plan};
 use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Batch, Delta, Needs, Site, Span, Step, Turns};
+use crate::ops::{Attend, Batch, Delta, Needs, Span, Step, Turns};
 use crate::rng::hash;
 use crate::tensor::{Register, Slots, Team};
 use onlay_kernels::{Level, adam, math};
@@ -198,12 +198,8 @@ impl Trainer {
         }
         if options.sequences > MOST_SEQUENCES {
             let most = format!("at most {MOST_SEQUENCES}");
-            return Err(Error::expected(
-                Kind::Argument,
-                "sequences of a micro-batch",
-                most,
-                options.sequences,
-            ));
+            let what = "sequences of a micro-batch";
+            return Err(Error::expected(Kind::Argument, what, most, options.sequences));
         }
         layer.check(model.program())?;
         let program = model.program();
@@ -585,10 +581,5 @@ impl Trainer {
             }
         }
         Ok(loss)
-    }
-
-    /// Sites the layer has a part at.
-    pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
-        (0..).map(Site).zip(self.layer.parts()).filter(|(_, p)| p.is_some()).map(|(s, _)| s)
     }
 }
