@@ -90,7 +90,7 @@ fn a_layer_is_trained_logged_and_written_and_the_base_stays_as_it_was() {
     // Nothing but the layer and the log is left.
     assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 2);
 
-    // Text with the layer differs, and without it is the base's.
+    // A layer of weight 0 is the base, and threads change nothing.
     let run = |more: &[&str]| {
         let mut args = vec!["run", &model, "-p", "ab", "-n", "8", "--temp", "0", "--json"];
         args.extend(more);
@@ -223,6 +223,10 @@ fn refusals_list_everything_and_leave_nothing() {
     refused(&["train", &model, "--data", &data, "-o", &out, "--rank", "0"], 2, &["--rank"]);
     refused(&["train", &model, "--data", &data, "-o", &out, "--method", "magic"], 2, &["lora"]);
     refused(&["trian"], 2, &["train"]);
+    // numbers that a method does not have are not taken and forgotten
+    let ia3 = ["train", &model, "--data", &data, "-o", &out, "--method", "ia3"];
+    refused(&[&ia3[..], &["--rank", "4"]].concat(), 1, &["ia3 has no rank"]);
+    refused(&[&ia3[..], &["--alpha", "4"]].concat(), 1, &["ia3 has no alpha"]);
     let wrong = train(&model, "none.jsonl", "no/such/folder/my.gguf", &["--targets", "nose"]);
     refused(&wrong, 1, &["none.jsonl", "no/such/folder", "\"nose\"", "3 things"]);
 
@@ -285,7 +289,7 @@ fn a_plan_is_shown_and_kept_to() {
 
 #[test]
 fn a_conversation_swaps_layers_without_reloading() {
-    let (folder, data) = (Folder::new("chat"), data());
+    let folder = Folder::new("chat");
     let base = model();
     let done = Command::new(env!("CARGO_BIN_EXE_onlay"))
         .args(["chat", &base])
@@ -302,7 +306,6 @@ fn a_conversation_swaps_layers_without_reloading() {
     let rows = folder.file("rows.jsonl");
     let row = r#"{"messages":[{"role":"user","content":"Who are you?"},{"role":"assistant","content":"Zing zing zing zing."}]}"#;
     std::fs::write(&rows, format!("{row}\n")).unwrap();
-    drop(data);
     fine(&[
         "train",
         bundled,

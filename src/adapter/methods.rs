@@ -19,6 +19,8 @@ pub struct Method {
     /// By how much to learn faster than LoRA, to begin with: vectors want more than matrices (VeRA's paper has 10 to 25 times
     /// LoRA's rate, T-Few's (IA)³ 15 times).
     pub pace: f64,
+    /// Whether it has a rank.
+    pub ranked: bool,
     /// Whether every place has a rank, an α and a B of its own.
     pub paired: bool,
     /// What it is at a site, with rank and scale where it has them.
@@ -33,6 +35,7 @@ pub static METHODS: &[Method] = &[
         peft: "LORA",
         targets: "all",
         pace: 1.0,
+        ranked: true,
         paired: true,
         part: |_| Effect::Lora,
     },
@@ -42,6 +45,7 @@ pub static METHODS: &[Method] = &[
         peft: "LORA",
         targets: "all",
         pace: 1.0,
+        ranked: true,
         paired: true,
         part: |_| Effect::Dora,
     },
@@ -51,6 +55,7 @@ pub static METHODS: &[Method] = &[
         peft: "IA3",
         targets: "k,v,down",
         pace: 20.0,
+        ranked: false,
         paired: false,
         part: |word| if word == "down_proj" { Effect::Inputs } else { Effect::Outputs },
     },
@@ -60,6 +65,7 @@ pub static METHODS: &[Method] = &[
         peft: "VERA",
         targets: "all",
         pace: 20.0,
+        ranked: true,
         paired: false,
         part: |_| Effect::Vera,
     },

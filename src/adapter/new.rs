@@ -150,6 +150,9 @@ impl New {
             let text = format!("{} has no ranks and alphas of places", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
         }
+        if (self.alpha.is_some() || self.stabilised) && !self.method.paired {
+            wrong.push(Error::new(Kind::Argument, format!("{} has no alpha", self.method.name)));
+        }
         let part = |(i, on): (usize, &bool)| {
             let site = &program.sites[i];
             let rank = ranks[i].map_or(self.rank, |r| r as usize);

@@ -180,7 +180,7 @@ impl Shard {
         // truncates or rewrites the file meanwhile is the condition under which `Weights::open` may be called.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
         // Pages that are read from the disk from now on are read, and mapped, two megabytes at a time where the file system
-        // can: fewer misses of the translation buffer made decoding read up to 1.2 times as fast. A hint; pages that
+        // can: plain reading of a mapped file was 1.2 times as fast (docs/performance.md). A hint; pages that
         // are cached already stay as they are.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);

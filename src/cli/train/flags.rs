@@ -70,9 +70,9 @@ pub struct Args {
     /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
-    /// Rank, of methods that have one
-    #[arg(long, value_name = "R", default_value_t = 16, value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
-    pub rank: usize,
+    /// Rank, of methods that have one [default: 16]
+    #[arg(long, value_name = "R", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub rank: Option<usize>,
     /// The layer counts alpha/rank [default: 2·rank]
     #[arg(long, value_name = "A", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub alpha: Option<f64>,

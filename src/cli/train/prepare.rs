@@ -157,16 +157,20 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
         return Ok((adapter.to_lora(), Some(*adapter.id())));
     }
+    if args.rank.is_some() && !args.method.ranked {
+        return Err(Error::new(Kind::Argument, format!("{} has no rank", args.method.name)));
+    }
+    let of = New::of(args.method);
     let new = New {
         targets: args.targets.as_deref().map(Targets::parse).transpose()?,
-        rank: args.rank,
+        rank: args.rank.unwrap_or(of.rank),
         alpha: args.alpha,
         stabilised: args.rslora,
         ranks: args.rank_pattern.clone().unwrap_or_default(),
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
         seed: args.seed,
-        ..New::of(args.method)
+        ..of
     };
     Ok((new.layer(model, options::level()?, args.machine.count())?, None))
 }
