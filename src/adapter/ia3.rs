@@ -18,9 +18,11 @@ use super::layer::{Effect, Layer};
 use crate::ops::{Base, Host, Site, output_products, product_back};
 use crate::tensor::{Mat, MatMut};
 
-/// `u = l∘x`
+/// `u = l∘x` for some rows.
 pub(super) fn scale(l: &[f32], x: &[f32], u: &mut [f32]) {
-    u.iter_mut().zip(x).zip(l).for_each(|((u, x), l)| *u = l * x);
+    for (x, u) in x.chunks_exact(l.len()).zip(u.chunks_exact_mut(l.len())) {
+        u.iter_mut().zip(x).zip(l).for_each(|((u, x), l)| *u = l * x);
+    }
 }
 
 impl Layer {

@@ -386,8 +386,8 @@ impl Delta for Layer {
         self.part(site).is_some_and(|p| p.effect == Effect::Inputs)
     }
 
-    fn enter(&self, site: Site, x: &[f32], u: &mut [f32]) {
-        super::ia3::scale(&self.params.read(site.0 as usize), x, u);
+    fn enter(&self, _: Level, site: Site, _: usize, x: Mat<'_>, u: &mut [f32], _: &mut Vec<f32>) {
+        super::ia3::scale(&self.params.read(site.0 as usize), x.data(), u);
     }
 
     fn leaves(&self, site: Site) -> bool {
@@ -463,7 +463,7 @@ pub(super) fn turn(
 
 impl Backward for Layer {
     fn learns(&self, site: Site) -> bool {
-        self.grads.is_some() && self.part(site).is_some()
+        self.part(site).is_some()
     }
 
     fn backward(

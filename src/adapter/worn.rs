@@ -135,9 +135,9 @@ impl Delta for Worn {
         self.entering.get(site.0 as usize).is_some_and(Option::is_some)
     }
 
-    fn enter(&self, site: Site, x: &[f32], u: &mut [f32]) {
+    fn enter(&self, _: Level, site: Site, _: usize, x: Mat<'_>, u: &mut [f32], _: &mut Vec<f32>) {
         let gains = self.entering[site.0 as usize].as_deref();
-        super::ia3::scale(gains.expect("asked only where it enters"), x, u);
+        super::ia3::scale(gains.expect("asked only where it enters"), x.data(), u);
     }
 
     fn leaves(&self, site: Site) -> bool {

@@ -1,35 +1,54 @@
-//! Where layers are fastened: around a product with a base matrix.
+//! Where layers are fastened.
 //!
-//! The floors above implement these traits (one file per adapter method); the product calls them.
+//! The floors above implement these traits (one file per adapter method); the operations call them.
 
-use super::Host;
+use super::{Host, VectorId};
 use crate::tensor::{Block, Mat, MatMut, Matrix};
 use onlay_kernels::Level;
 use std::ops::Range;
+use std::sync::RwLockReadGuard;
 
 /// Names a place where a layer may be fastened: one base product of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(pub u32);
 
-/// A layer around base products, in two phases so that the members of a team can share the work.
+/// Numbers that a layer lends while they are used.
+pub type Lent<'a> = RwLockReadGuard<'a, Vec<f32>>;
+
+/// A layer on a sequence: around base products, in place of vectors and embeddings, in front of the cached keys. A layer
+/// without a word for a place leaves it as it is.
 ///
-/// # Forward
+/// # Around a product
 /// ```text
-/// u = enter(x)                       [rows, inputs]      what the base multiplies; x unless the layer says otherwise
-/// h = prepare(x)                     [rows, width]
-/// y = finish(leave(W·u, bias), h)    [rows, outputs]     leave is the sum unless the layer says otherwise
+/// u = enter(x)                         [rows, inputs]      what the base multiplies
+/// h = prepare(x)                       [rows, width]
+/// z = finish(leave(W'·u, bias), h)     [rows, outputs]     W' = matrix, or W; leave is the sum unless the layer says otherwise
+/// y = follow(z)                        [rows, outputs]
 /// ```
-/// A layer without a word for a site leaves it as it is: `enter` and `leave` are asked for only where
-/// [`Delta::enters`] and [`Delta::leaves`] say so.
+/// in phases that the members of a team share: `enter` and `follow` by rows, `prepare` by hidden units, `finish` and
+/// `leave` by outputs. Each row is computed alike whatever rows it is computed with.
+///
+/// # Elsewhere
+/// ```text
+/// vector     stands in for a norm's weight
+/// embedding  the row of a token: of another one than the table's, or of one that is in no vocabulary
+/// virtual    rows in front of a sequence, tokens vocabulary, vocabulary + 1 … (prompt tuning)
+/// prefix     keys and values in front of a sequence's own, in every layer (prefix tuning)
+/// ```
 pub trait Delta: Send + Sync {
     /// Whether the layer changes what the base multiplies at this site.
     fn enters(&self, _: Site) -> bool {
         false
     }
 
-    /// `u = enter(x)`, one row.
-    fn enter(&self, _: Site, x: &[f32], u: &mut [f32]) {
-        u.copy_from_slice(x);
+    /// `u = enter(x)` for rows `first_row..` of the batch, both `[rows][inputs]`. `spare` is memory of the calling member.
+    fn enter(&self, _: Level, _: Site, _first_row: usize, x: Mat<'_>, u: &mut [f32], _spare: &mut Vec<f32>) {
+        u.copy_from_slice(x.data());
+    }
+
+    /// The matrix `[outputs][inputs]` that stands in for the base's at this site.
+    fn matrix(&self, _: Site) -> Option<Lent<'_>> {
+        None
     }
 
     /// Whether the layer changes the base's own product at this site.
@@ -46,7 +65,7 @@ pub trait Delta: Send + Sync {
         }
     }
 
-    /// How many hidden numbers per row the layer wants at this site; 0 where it has nothing to say.
+    /// How many hidden numbers per row the layer wants at this site; 0 where it has none.
     fn width(&self, site: Site) -> usize;
 
     /// Writes hidden units `units` of each row of `x` (rows `first_row..` of the batch) into `h`, `[rows][units]`.
@@ -63,8 +82,8 @@ pub trait Delta: Send + Sync {
         spare: &mut Vec<f32>,
     );
 
-    /// Changes rows `rows` of `y`, which hold the base's outputs `first..`. Row i of the block has the hidden numbers
-    /// `h[i · stride ..]`. `spare` is memory of the calling member.
+    /// Changes rows `rows` of `y`, which hold the base's outputs `first..`, at a site with hidden numbers. Row i of the
+    /// block has them at `h[i · stride ..]`. `spare` is memory of the calling member.
     #[allow(clippy::too_many_arguments)]
     fn finish(
         &self,
@@ -77,6 +96,43 @@ pub trait Delta: Send + Sync {
         rows: Range<usize>,
         spare: &mut Vec<f32>,
     );
+
+    /// Whether the layer changes whole rows of the product's result at this site.
+    fn follows(&self, _: Site) -> bool {
+        false
+    }
+
+    /// `y = follow(y)` for rows `first_row..` of the batch, `[rows][outputs]`, in place.
+    fn follow(&self, _: Level, _: Site, _first_row: usize, _y: MatMut<'_>, _spare: &mut Vec<f32>) {}
+
+    /// The vector that stands in for one of the base's norms.
+    fn vector(&self, _: VectorId) -> Option<Lent<'_>> {
+        None
+    }
+
+    /// Whether some tokens have embeddings of the layer's.
+    fn embeds(&self) -> bool {
+        false
+    }
+
+    /// Writes the embedding of a token, if it is the layer's.
+    fn embedding(&self, _token: u32, _row: &mut [f32]) -> bool {
+        false
+    }
+
+    /// Rows in front of a sequence, whose tokens are those behind the vocabulary.
+    fn virtual_tokens(&self) -> usize {
+        0
+    }
+
+    /// Positions in front of a sequence that have keys and values of the layer's, and no rows.
+    fn prefix(&self) -> usize {
+        0
+    }
+
+    /// Keys and values `[key heads · head]` of a position below [`Delta::prefix`], as the cache keeps them: keys are
+    /// turned already.
+    fn prefix_row(&self, _layer: usize, _position: usize, _key: &mut [f32], _value: &mut [f32]) {}
 }
 
 /// What the base does at a site.
@@ -90,7 +146,7 @@ pub struct Base<'a> {
 
 /// The training side of a layer. Its gradients lie behind locks of its own, so that the layer can be worn meanwhile.
 pub trait Backward {
-    /// Whether the layer learns anything at this site.
+    /// Whether the layer is at this site: it then has the backward pass there.
     fn learns(&self, site: Site) -> bool;
 
     /// The whole backward pass of the product at `site`, which the layer has changed: adds the layer's gradients, from
@@ -105,4 +161,28 @@ pub trait Backward {
         dy: Mat<'_>,
         dx: Option<MatMut<'_>>,
     );
+
+    /// Whether the layer learns a vector in place of this one.
+    fn learns_vector(&self, _: VectorId) -> bool {
+        false
+    }
+
+    /// Adds to the gradient of that vector.
+    fn vector_back(&self, _: VectorId, _grad: &[f32]) {}
+
+    /// Whether the layer learns embeddings.
+    fn learns_embeddings(&self) -> bool {
+        false
+    }
+
+    /// Adds to the gradients of its embeddings, from those of a batch's rows.
+    fn embedding_back(&self, _tokens: &[u32], _dy: Mat<'_>) {}
+
+    /// Whether the layer learns keys and values in front of sequences.
+    fn learns_prefix(&self) -> bool {
+        false
+    }
+
+    /// Adds to the gradients of the prefix of one layer: keys, then values, `[positions][key heads · head]` each.
+    fn prefix_back(&self, _layer: usize, _keys: &[f32], _values: &[f32]) {}
 }

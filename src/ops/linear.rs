@@ -147,7 +147,7 @@ impl<'a> Inputs<'a> {
         match self.layer(i) {
             None => self.x.row(i),
             Some((delta, site)) => {
-                delta.enter(site, self.x.row(i), spare);
+                delta.enter(Level::PORTABLE, site, i, self.x.part(i..i + 1), spare, &mut Vec::new());
                 spare
             }
         }
@@ -172,7 +172,9 @@ impl<'a> Inputs<'a> {
         spare.resize((rows.len() * k).max(spare.len()), 0.0);
         for (row, u) in rows.clone().zip(spare.chunks_exact_mut(k)) {
             match self.layer(row) {
-                Some((delta, site)) => delta.enter(site, self.x.row(row), u),
+                Some((delta, site)) => {
+                    delta.enter(Level::PORTABLE, site, row, self.x.part(row..row + 1), u, &mut Vec::new());
+                }
                 None => u.copy_from_slice(self.x.row(row)),
             }
         }

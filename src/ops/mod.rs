@@ -24,7 +24,7 @@ pub use add::Add;
 pub use attend::Attend;
 pub use embed::Embed;
 pub use gate::Gate;
-pub use hook::{Backward, Base, Delta, Site};
+pub use hook::{Backward, Base, Delta, Lent, Site};
 pub use host::{Batch, Host, Span, Tables};
 pub use linear::{FEW, Linear, Output, output_products, product_back};
 pub use norm::Norm;
