@@ -38,7 +38,7 @@ fn take(path: impl AsRef<Path>, model: &Model) -> Adapter {
 
 fn worn(model: &Model, stack: &[(&Arc<Adapter>, f32)]) -> Worn {
     let stack = stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect();
-    Worn::new(model.program(), stack).unwrap()
+    Worn::new(&model, stack).unwrap()
 }
 
 fn bits(logits: &[Vec<f32>]) -> Vec<u32> {
@@ -356,7 +356,7 @@ fn what_cannot_be_worn_is_refused() {
     let other = open(vectors().join("qwen3/F32.gguf"));
     let (mine, foreign) = (adapter(&model, "q", 2, 1.0, 1), adapter(&other, "q", 2, 1.0, 1));
     let stack = vec![(Arc::clone(&mine), f32::NAN), (foreign, 1.0), (mine, 1.0)];
-    let error = Worn::new(model.program(), stack).unwrap_err();
+    let error = Worn::new(&model, stack).unwrap_err();
     assert_eq!(error.findings().len(), 2, "{error}");
     let mut layer = random(&model, "q", 2, 1.0, 1);
     layer.params().get(0)[3] = f32::INFINITY;

@@ -63,7 +63,10 @@ fn fine(args: &[&str]) -> String {
 }
 
 fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["train", model, "--data", data, "-o", out, "--rank", "2", "--ctx", "100"];
+    let mut args = vec!["train", model, "--data", data, "-o", out, "--ctx", "100"];
+    if !more.contains(&"ia3") {
+        args.extend(["--rank", "2"]); // which (IA)³ has not
+    }
     args.extend(["--batch-size", "4", "--max-steps", "6", "--json", "--threads", "2"]);
     args.extend(more);
     args

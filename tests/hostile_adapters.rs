@@ -174,7 +174,7 @@ fn gguf_files_that_lie() {
         },
         Kind::Mismatch,
         6,
-        "blk.1.attn_k.weight.lora_b: the other half of the pair, A, is missing",
+        "blk.1.attn_k.weight.lora_b: is not complete: lora_a is missing",
     );
     expect(
         &|b| {
@@ -383,12 +383,12 @@ fn peft_directories_that_lie_or_want_more() {
     let two = |rest: &str| vec![(named(rest), "F32", vec![2, 64])];
     for (rest, kind, text) in [
         ("self_attn.q_proj.lora_magnitude_vector", Kind::Mismatch, "lengths: expected 64, found 128"),
-        ("self_attn.q_proj.ia3_l", Kind::Format, "factors and a pair at one product"),
+        ("self_attn.q_proj.ia3_l", Kind::Format, "do not go together at one place"),
         ("self_attn.q_proj.lora_B.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.weight", Kind::Unsupported, "whole trained modules"),
         ("embed_tokens.lora_embedding_A", Kind::Unsupported, "around the token embedding"),
-        ("self_attn.q_proj.lora_A.default.weight", Kind::Unsupported, "is no matrix of a LoRA"),
+        ("self_attn.q_proj.lora_A.default.weight", Kind::Unsupported, "is no tensor of a layer"),
         (
             "self_attn.qkv_proj.lora_A.weight",
             Kind::Mismatch,

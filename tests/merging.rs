@@ -65,7 +65,7 @@ fn merged_in_f32_it_computes_what_was_worn() {
     for name in ["llama", "llama-tied-bias", "qwen2", "qwen3"] {
         let model = open(vectors().join(name).join("F32.gguf"));
         let (a, b) = (adapter(&model, "all", 4, 1), adapter(&model, "q,down,head", 2, 2));
-        let worn = Worn::new(model.program(), vec![(a, 1.0), (Arc::clone(&b), -0.5)]).unwrap();
+        let worn = Worn::new(&model, vec![(a, 1.0), (Arc::clone(&b), -0.5)]).unwrap();
         let path = scratch.0.join(format!("{name}.gguf"));
         let mut last = (0, 0);
         let mut watch = |done, all| {
@@ -109,7 +109,7 @@ fn other_types_cost_what_the_report_says() {
     let f32s = open(vectors().join("llama/F32.gguf"));
     let halves = open(vectors().join("llama/F16.gguf"));
     let try_one = |model: &Arc<Model>, kind: Option<Type>, bound: f64| {
-        let worn = Worn::new(model.program(), vec![(adapter(model, "all,head", 4, 1), 1.0)]).unwrap();
+        let worn = Worn::new(&model, vec![(adapter(model, "all,head", 4, 1), 1.0)]).unwrap();
         let path = scratch.0.join("merged.gguf");
         let options = MergeOptions { kind, overwrite: true, ..OPTIONS };
         let report = quietly(model, &worn, &path, &options).unwrap();
@@ -153,7 +153,7 @@ fn what_cannot_be_merged_is_refused() {
     std::fs::copy(vectors().join("llama/F32.gguf"), &source).unwrap();
     let before = std::fs::read(&source).unwrap();
     let model = open(&source);
-    let worn = Worn::new(model.program(), vec![(adapter(&model, "all", 2, 1), 1.0)]).unwrap();
+    let worn = Worn::new(&model, vec![(adapter(&model, "all", 2, 1), 1.0)]).unwrap();
     let to = scratch.0.join("to.gguf");
     let refused = |worn: &Worn, path: &Path, options: &MergeOptions| {
         let error = quietly(&model, worn, path, options).unwrap_err();
@@ -170,7 +170,7 @@ fn what_cannot_be_merged_is_refused() {
     assert_eq!(error.kind(), Kind::Unsupported);
     assert_eq!(refused(&worn, &scratch.0.join("none/to.gguf"), &OPTIONS).kind(), Kind::Io);
     let other = open(vectors().join("qwen3/F32.gguf"));
-    let foreign = Worn::new(other.program(), vec![(adapter(&other, "all", 2, 1), 1.0)]).unwrap();
+    let foreign = Worn::new(&other, vec![(adapter(&other, "all", 2, 1), 1.0)]).unwrap();
     assert_eq!(refused(&foreign, &to, &OPTIONS).kind(), Kind::Mismatch);
     // stopped half-way
     let mut calls = 0;
@@ -181,7 +181,7 @@ fn what_cannot_be_merged_is_refused() {
     assert_eq!(merge(&model, &worn, &to, &OPTIONS, &mut stop).unwrap_err().kind(), Kind::Cancelled);
     assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 1);
     // numbers that leave f32 do not become a file
-    let huge = Worn::new(model.program(), vec![(Arc::clone(&worn.stack()[0].0), 1e38)]).unwrap();
+    let huge = Worn::new(&model, vec![(Arc::clone(&worn.stack()[0].0), 1e38)]).unwrap();
     let error = refused(&huge, &to, &MergeOptions { kind: Some(Type::F16), ..OPTIONS });
     assert_eq!(error.kind(), Kind::Numeric);
     assert!(error.to_string().contains("rows from 0 on"), "{error}");

@@ -5,12 +5,10 @@
 mod runs;
 mod support;
 use onlay::adapter::{
-    Adapter, Effect, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
-    merge,
+    Adapter, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn, merge,
 };
 use onlay::error::Kind;
 use onlay::model::Model;
-use onlay::ops::Site;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
 use onlay::train::{Event, Example, Flow, Keep, Outcome, Recipe, Run, Shape, TrainOptions, Trainer};
@@ -69,7 +67,7 @@ fn take(path: impl AsRef<Path>, model: &Model) -> Adapter {
 }
 
 fn worn(model: &Model, stack: &[(&Arc<Adapter>, f32)]) -> Worn {
-    Worn::new(model.program(), stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
+    Worn::new(&model, stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
 }
 
 fn bits(logits: &[Vec<f32>]) -> Vec<u32> {
@@ -81,35 +79,6 @@ fn relative(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
     let norm = |f: &dyn Fn(usize) -> f64| (0..want.len()).map(|i| f(i).powi(2)).sum::<f64>().sqrt();
     norm(&|i| f64::from(got[i]) - want[i]) / norm(&|i| want[i])
-}
-
-/// The gradients of a site by PEFT's keys, rows in the order of the converted model.
-fn gradients(layer: &Layer, names: &Names, site: Site) -> Vec<(String, Vec<f32>)> {
-    let Some(part) = layer.parts()[site.0 as usize] else { return vec![] };
-    let all = layer.grads().read(site.0 as usize).clone();
-    let path = format!("base_model.model.{}", names.module(site).unwrap());
-    let moved = |v: &[f32]| -> Vec<f32> { (0..part.outputs).map(|o| v[names.row(site, o)]).collect() };
-    let pair = if part.effect == Effect::Vera { 0 } else { part.rank * (part.inputs + part.outputs) };
-    let (pair, vector) = all.split_at(pair);
-    let mut found = Vec::new();
-    if matches!(part.effect, Effect::Lora | Effect::Dora) {
-        let (a, b) = pair.split_at(part.rank * part.inputs);
-        let rows = (0..part.outputs).flat_map(|o| (0..part.rank).map(move |j| (o, j)));
-        let b = rows.map(|(o, j)| b[j * part.outputs + names.row(site, o)]).collect();
-        found.push((format!("{path}.lora_A.weight"), a.to_vec()));
-        found.push((format!("{path}.lora_B.weight"), b));
-    }
-    match part.effect {
-        Effect::Lora => {}
-        Effect::Dora => found.push((format!("{path}.lora_magnitude_vector"), moved(vector))),
-        Effect::Outputs => found.push((format!("{path}.ia3_l"), moved(vector))),
-        Effect::Inputs => found.push((format!("{path}.ia3_l"), vector.to_vec())),
-        Effect::Vera => {
-            found.push((format!("{path}.vera_lambda_d"), vector[..part.rank].to_vec()));
-            found.push((format!("{path}.vera_lambda_b"), moved(&vector[part.rank..])));
-        }
-    }
-    found
 }
 
 fn compare(model: &str, method: &str, keep: Keep) {
@@ -142,8 +111,9 @@ fn compare(model: &str, method: &str, keep: Keep) {
     assert!(off < 1e-5, "loss {} off by {off:.1e}", report.loss);
     let names = Names::of(model.program());
     let (mut seen, mut worst) = (0, 0f64);
-    for site in names.sites() {
-        for (key, got) in gradients(trainer.layer(), &names, site) {
+    for place in 0..trainer.layer().parts().len() {
+        let grads = trainer.layer().grads().read(place).clone();
+        for (key, got) in trainer.layer().named(&names, place, &grads) {
             let error = relative(&got, &answers.numbers(&key));
             assert!(error < 1e-3, "{key}: {error:.1e}");
             (seen, worst) = (seen + 1, worst.max(error));
@@ -387,7 +357,7 @@ fn stacks_and_merges() {
         let off = off.fold(0f32, f32::max);
         assert!(off < 1e-4, "{off}");
     }
-    let both = Worn::new(model.program(), vec![(dora, 1.0), (down, 1.0)]).unwrap_err();
+    let both = Worn::new(&model, vec![(dora, 1.0), (down, 1.0)]).unwrap_err();
     assert_eq!(both.kind(), Kind::Unsupported);
 }
 
@@ -405,7 +375,7 @@ fn ranks_and_alphas_of_places() {
     };
     let layer = new.layer(&model, level, 1).unwrap();
     let names = Names::of(model.program());
-    let at = |module: &str| layer.parts()[names.from_module(module).unwrap().0 as usize].unwrap();
+    let at = |module: &str| layer.parts()[names.from_module(module).unwrap()].unwrap();
     for (module, rank, scale) in [
         ("model.layers.0.self_attn.q_proj", 3, 8.0 / 3.0),
         ("model.layers.1.self_attn.q_proj", 2, 4.0),

@@ -3,6 +3,8 @@
 //! Enough to list and look at adapters. Nothing here is checked beyond what it takes to read it: whether a layer can be
 //! worn is for [`Adapter::open`](super::Adapter::open).
 
+use super::effect::Key;
+use super::gather::key_of;
 use super::manifest::Manifest;
 use super::{gguf, peft};
 use crate::error::{Error, Kind, Result};
@@ -79,11 +81,14 @@ impl Contents {
         found.map_err(|e| e.in_file(path))
     }
 
-    /// How many products it reaches.
+    /// How many places it reaches.
     pub fn parts(&self) -> usize {
-        let ends = [".lora_a", ".lora_A.weight", ".ia3_l", ".vera_d", ".vera_lambda_d"];
-        let first = |h: &&Half| ends.iter().any(|end| h.name.ends_with(end));
-        self.halves.iter().filter(first).count()
+        let spelling: fn(&'static Key) -> &'static str = match self.form {
+            Form::Gguf => |key| key.gguf,
+            Form::Peft => |key| key.peft,
+        };
+        let places = self.halves.iter().filter_map(|h| Some(key_of(&h.name, spelling)?.0));
+        places.collect::<BTreeSet<_>>().len()
     }
 
     /// Bytes of all matrices.

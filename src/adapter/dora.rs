@@ -20,11 +20,15 @@
 //!
 //! Dropout reaches only the low-rank half; PEFT also drops inputs of (g − 1)∘W·x.
 
-use super::layer::{Effect, Layer, Part};
+use super::effect::{Each, Key, Memory, Rows, Rules, Shapes, Tensor};
+use super::layer::{Derived, Effect, Layer, Part, turn};
+use super::lora::{self, KEYS, fold_pair, low_rank, pair_learned, pair_memory, pair_tensors, start_pair};
 use crate::model::Model;
 use crate::ops::{Base, Factor, Host, Site, add_product, output_products};
-use crate::tensor::{Chunks, Mat, MatMut, Matrix};
+use crate::rng::Rng;
+use crate::tensor::{Block, Chunks, Mat, MatMut, Matrix};
 use onlay_kernels::{Level, math};
+use std::ops::Range;
 
 /// Rows of the base that a task takes.
 const ROWS: usize = 16;
@@ -32,88 +36,202 @@ const ROWS: usize = 16;
 /// Numbers of a row decoded at a time: whole blocks of every format.
 const PIECE: usize = 256;
 
-/// What follows from m, A, B and the base.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Turned {
+/// What follows from m, A, B and the base: gains, lengths and A·Aᵀ one after the other, and the squares of the base's rows
+/// (`Derived::exact`).
+#[derive(Debug)]
+pub(super) struct Turned<'a> {
     /// g
-    pub gains: Vec<f32>,
+    pub gains: &'a [f32],
     /// ‖Wᵢ + s·BᵢA‖
-    pub lengths: Vec<f32>,
-    /// ‖Wᵢ‖², once known: 0 before.
-    squares: Vec<f64>,
-    /// A·Aᵀ `[r][r]`
-    gram: Vec<f32>,
+    pub lengths: &'a [f32],
 }
 
-impl Turned {
-    pub(super) fn new(part: Option<&Part>) -> Turned {
-        let Some(p) = part.filter(|p| p.effect == Effect::Dora) else { return Turned::default() };
-        Turned {
-            gains: vec![f32::NAN; p.outputs],
-            lengths: vec![f32::NAN; p.outputs],
-            squares: vec![f64::NAN; p.outputs],
-            gram: vec![0.0; p.rank * p.rank],
-        }
-    }
-
-    /// Bytes of [`Turned::new`].
-    pub(super) fn bytes(part: &Part) -> u64 {
-        if part.effect == Effect::Dora { (16 * part.outputs + 4 * part.rank * part.rank) as u64 } else { 0 }
+impl Turned<'_> {
+    fn of<'a>(part: &Part, derived: &'a Derived) -> Turned<'a> {
+        let (gains, rest) = derived.numbers.split_at(part.outputs);
+        Turned { gains, lengths: &rest[..part.outputs] }
     }
 }
 
-/// How a caller spreads `f(i)` over its threads, for every i below n.
-pub type Each<'a> = &'a mut dyn FnMut(usize, &(dyn Fn(usize) + Sync));
+/// [`Effect::Dora`].
+#[derive(Debug)]
+pub(super) struct Turning;
 
-impl Layer {
-    /// Sets every length m to that of the base's row: the layer changes nothing then.
-    pub fn start_lengths(&mut self, model: &Model, level: Level) {
-        for i in 0..self.parts().len() {
-            let Some(part) = self.parts()[i].filter(|p| p.effect == Effect::Dora) else { continue };
-            let matrix = model.bound().matrix(model.program().matrix_at(Site(i as u32)));
-            let mut numbers = self.params().get(i);
-            for (row, m) in numbers[part.pair()..].iter_mut().enumerate() {
-                *m = squares(level, matrix, row).sqrt() as f32;
-            }
+const M: &Key = &KEYS[2];
+
+impl Rules for Turning {
+    fn keys(&self) -> &'static [Key] {
+        &KEYS
+    }
+    fn len(&self, p: &Part) -> usize {
+        p.pair() + p.outputs
+    }
+    fn tensors(&self, p: &Part) -> Vec<Tensor> {
+        let [a, b] = pair_tensors(p);
+        vec![a, b, Tensor::vector(M, ("lengths", p.outputs), true)]
+    }
+    fn recognise(&self, shapes: Shapes<'_>, part: Part) -> Option<Part> {
+        shapes(M)?;
+        Some(Part { effect: Effect::Dora, ..lora::Pair.recognise(shapes, part)? })
+    }
+    fn shaped(&self, part: Part) -> Part {
+        part
+    }
+    fn describe(&self, p: &Part) -> String {
+        format!("rank {} scale {} lengths", p.rank, p.scale)
+    }
+    fn scaled(&self) -> bool {
+        true
+    }
+    fn most_rank(&self, p: &Part) -> usize {
+        p.inputs.min(p.outputs)
+    }
+    fn learned(&self, p: &Part) -> [(Range<usize>, bool); 3] {
+        let [a, b, _] = pair_learned(p);
+        [a, b, (p.pair()..p.len(), true)]
+    }
+
+    /// PEFT's pair, and every length that of the base's row.
+    fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng) {
+        let part = layer.parts()[i].expect("a part");
+        let matrix = model.bound().matrix(model.program().matrix_at(Site(i as u32)));
+        let mut numbers = layer.params().get(i);
+        start_pair(&part, &mut numbers, rng);
+        for (row, m) in numbers[part.pair()..].iter_mut().enumerate() {
+            *m = squares(level, matrix, row).sqrt() as f32;
         }
     }
 
-    /// Computes what follows from its numbers and the base; must be called when numbers have changed, and costs nothing
-    /// without [`Effect::Dora`].
-    pub fn settle(&self, model: &Model, level: Level, each: Each<'_>) {
-        for i in 0..self.parts().len() {
-            let Some(part) = self.parts()[i].filter(|p| p.effect == Effect::Dora) else { continue };
-            let matrix = model.bound().matrix(model.program().matrix_at(Site(i as u32)));
-            let (params, mut turned) = (self.params().read(i), self.turned.get(i));
-            let Turned { gains, lengths, squares, gram } = &mut *turned;
-            let (r, k) = (part.rank, part.inputs);
-            for (j, to) in gram.chunks_exact_mut(r).enumerate() {
-                for (l, to) in to.iter_mut().enumerate() {
-                    *to = math::inner(level, &params[j * k..(j + 1) * k], &params[l * k..(l + 1) * k]);
-                }
+    /// A share of a change of direction is no change of direction.
+    fn times(&self, _: &mut Part, _: &mut [f32], _: f32) -> bool {
+        false
+    }
+
+    fn derived(&self, p: &Part) -> (usize, usize) {
+        (2 * p.outputs + p.rank * p.rank, p.outputs)
+    }
+
+    fn settle(&self, layer: &Layer, i: usize, model: &Model, level: Level, each: Each<'_>) {
+        let part = layer.parts()[i].expect("a part");
+        let matrix = model.bound().matrix(model.program().matrix_at(Site(i as u32)));
+        let (params, mut derived) = (layer.params().read(i), layer.derived.get(i));
+        let Derived { numbers, exact: squares } = &mut *derived;
+        let (gains, rest) = numbers.split_at_mut(part.outputs);
+        let (lengths, gram) = rest.split_at_mut(part.outputs);
+        let (r, k) = (part.rank, part.inputs);
+        for (j, to) in gram.chunks_exact_mut(r).enumerate() {
+            for (l, to) in to.iter_mut().enumerate() {
+                *to = math::inner(level, &params[j * k..(j + 1) * k], &params[l * k..(l + 1) * k]);
             }
-            if squares.first().is_some_and(|s| s.is_nan()) {
-                let pieces = Chunks::new([&mut squares[..]], ROWS);
-                each(part.outputs.div_ceil(ROWS), &|_| {
-                    let Some((piece, [squares])) = pieces.next() else { return };
-                    for (row, to) in (piece * ROWS..).zip(squares) {
-                        *to = self::squares(level, matrix, row);
-                    }
-                });
-            }
-            let (squares, gram, m) = (&*squares, &*gram, &params[part.pair()..]);
-            let pieces = Chunks::new([gains, lengths], ROWS);
+        }
+        if squares.first().is_some_and(|s| s.is_nan()) {
+            let pieces = Chunks::new([&mut squares[..]], ROWS);
             each(part.outputs.div_ceil(ROWS), &|_| {
-                let Some((piece, [gains, lengths])) = pieces.next() else { return };
-                for (row, (gain, length)) in (piece * ROWS..).zip(gains.iter_mut().zip(lengths)) {
-                    let square = squares[row] + grown(level, &part, &params, gram, matrix, row);
-                    *length = square.max(0.0).sqrt() as f32;
-                    *gain = if *length > 0.0 { m[row] / *length } else { 1.0 };
+                let Some((piece, [squares])) = pieces.next() else { return };
+                for (row, to) in (piece * ROWS..).zip(squares) {
+                    *to = self::squares(level, matrix, row);
                 }
             });
         }
+        let (squares, gram, m) = (&*squares, &*gram, &params[part.pair()..]);
+        let pieces = Chunks::new([gains, lengths], ROWS);
+        each(part.outputs.div_ceil(ROWS), &|_| {
+            let Some((piece, [gains, lengths])) = pieces.next() else { return };
+            for (row, (gain, length)) in (piece * ROWS..).zip(gains.iter_mut().zip(lengths)) {
+                let square = squares[row] + grown(level, &part, &params, gram, matrix, row);
+                *length = square.max(0.0).sqrt() as f32;
+                *gain = if *length > 0.0 { m[row] / *length } else { 1.0 };
+            }
+        });
     }
 
+    fn output_gain(&self, layer: &Layer, site: Site) -> Option<(Vec<f32>, bool)> {
+        let part = layer.part(site)?;
+        Some((layer.derived.read(site.into()).numbers[..part.outputs].to_vec(), false))
+    }
+    fn leaves(&self) -> bool {
+        true
+    }
+    fn leave(
+        &self,
+        layer: &Layer,
+        site: Site,
+        first: usize,
+        bias: Option<&[f32]>,
+        y: &mut Block<'_>,
+        rows: Range<usize>,
+    ) {
+        let (part, derived) = (layer.part(site).expect("a part"), layer.derived.read(site.into()));
+        turn(Turned::of(part, &derived).gains, None, first, bias, y, rows);
+    }
+    fn width(&self, p: &Part) -> usize {
+        p.rank
+    }
+    fn prepare(
+        &self,
+        layer: &Layer,
+        level: Level,
+        site: Site,
+        first_row: Option<usize>,
+        x: Mat<'_>,
+        units: Range<usize>,
+        h: &mut [f32],
+        stride: usize,
+        spare: &mut Vec<f32>,
+    ) {
+        lora::Pair.prepare(layer, level, site, first_row, x, units, h, stride, spare);
+    }
+    fn finish(
+        &self,
+        layer: &Layer,
+        level: Level,
+        site: Site,
+        weight: f32,
+        h: &[f32],
+        stride: usize,
+        first: usize,
+        y: &mut Block<'_>,
+        rows: Range<usize>,
+        spare: &mut Vec<f32>,
+    ) {
+        let i = site.into();
+        let (part, params, derived) =
+            (layer.part(site).expect("a part"), layer.params().read(i), layer.derived.read(i));
+        let gains = Turned::of(part, &derived).gains;
+        let (h, b) = ((h, stride, part.rank), (&params[part.rank * part.inputs..], part.outputs));
+        low_rank(level, part.scale * weight, h, b, Some(gains), first, y, rows, spare);
+    }
+    fn memory(&self, p: &Part, rows: usize, dropping: bool) -> Memory {
+        let mut memory = pair_memory(p, rows, dropping);
+        (memory[3], memory[4]) = (p.rank * p.outputs, p.outputs);
+        memory
+    }
+    fn backward(
+        &self,
+        layer: &Layer,
+        host: &mut Host<'_>,
+        site: Site,
+        base: Base<'_>,
+        x: Mat<'_>,
+        dy: Mat<'_>,
+        dx: Option<MatMut<'_>>,
+    ) {
+        let (part, derived) = (layer.part(site).expect("a part"), layer.derived.read(site.into()));
+        let turned = Turned::of(part, &derived);
+        layer.pair_back(host, site, base, Some(&turned), x, dy, dx);
+    }
+    fn fold(&self, layer: &Layer, site: Site, weight: f32, rows: Rows<'_>) {
+        let i = site.into();
+        let (part, params, derived) =
+            (layer.part(site).expect("a part"), layer.params().read(i), layer.derived.read(i));
+        let gains = Turned::of(part, &derived).gains;
+        let (a, b) = params.split_at(part.rank * part.inputs);
+        let (a, b) = ((a, part.inputs), (b, part.outputs));
+        fold_pair(rows, part.scale * weight, part.rank, a, b, Some(gains), None);
+    }
+}
+
+impl Layer {
     /// The gradients of B and m, given hᵀ.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn turned_back(
@@ -121,7 +239,7 @@ impl Layer {
         host: &mut Host<'_>,
         site: Site,
         base: Base<'_>,
-        turned: &Turned,
+        turned: &Turned<'_>,
         x: Mat<'_>,
         dy: Mat<'_>,
         transposed: Factor<'_>,
@@ -152,10 +270,10 @@ impl Layer {
             sums.iter_mut().zip(t).zip(b).for_each(|((sum, t), b)| *sum += t * b);
             if j < r - part.frozen {
                 let db = &mut db[j * outputs..(j + 1) * outputs];
-                db.iter_mut().zip(t).zip(&turned.gains).for_each(|((db, t), g)| *db += g * t);
+                db.iter_mut().zip(t).zip(turned.gains).for_each(|((db, t), g)| *db += g * t);
             }
         }
-        for ((dm, sum), length) in dm.iter_mut().zip(sums).zip(&turned.lengths) {
+        for ((dm, sum), length) in dm.iter_mut().zip(sums).zip(turned.lengths) {
             if *length > 0.0 {
                 *dm += *sum / length;
             }

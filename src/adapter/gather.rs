@@ -1,20 +1,20 @@
-//! Putting the matrices of an adapter file together into a layer, whatever kind of file they come from.
+//! Putting the tensors of an adapter file together into a layer, whatever kind of file they come from.
 //!
 //! Shapes first, all of them, then numbers: nothing is allocated for a file that will be refused for its shapes, and
 //! what is allocated is the file's own numbers as f32.
 
+use super::effect::{EFFECTS, Key, Rules};
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
 use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
-use crate::model::program::{Program, SiteInfo};
-use crate::ops::Site;
+use crate::model::program::Program;
 
 /// Reads all numbers of a matrix, row after row.
 type Numbers<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
 
-/// One matrix of a site, as a file has it; see [`Which`].
+/// One tensor of a place, as a file has it.
 pub(super) struct Half<'a> {
     /// The tensor's name there.
     pub name: String,
@@ -26,40 +26,20 @@ pub(super) struct Half<'a> {
     pub numbers: Numbers<'a>,
 }
 
-/// Which matrix of a site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
-    /// `[r][inputs]`
-    A,
-    /// `[outputs][r]`
-    B,
-    /// The lengths of DoRA, `[1][outputs]`.
-    M,
-    /// The factors of (IA)³, `[outputs][1]` or `[1][inputs]`.
-    L,
-    /// λd of VeRA, `[1][r]`.
-    D,
-    /// λb of VeRA, `[1][outputs]`.
-    V,
-}
-
-/// What a reader says about a pair once its rank is known.
+/// What a reader says about a part once its sizes are known.
 pub(super) struct Terms {
-    /// [`Part::scale`]
+    /// [`Part::scale`], of effects that have one.
     pub scale: f32,
-    /// Rows of B are in the order of the converted model, not GGUF's.
+    /// Rows are in the order of the converted model, not GGUF's.
     pub moved: bool,
 }
 
-/// What there is of a site, in the order of [`Which`].
-type Pair<'a> = [Option<Half<'a>>; 6];
-
-/// The pairs found so far, and everything found wrong.
+/// The tensors found so far, and everything found wrong.
 pub(super) struct Gather<'a> {
     program: &'a Program,
     names: &'a Names,
-    pairs: Vec<Pair<'a>>,
-    /// Pairs of which a half was wrong: nothing more is said about them.
+    found: Vec<Vec<(&'static Key, Half<'a>)>>,
+    /// Places of which a tensor was wrong: nothing more is said about them.
     spoilt: Vec<bool>,
     /// A `[r][inputs]` and B `[outputs][r]` of VeRA.
     shared: [Option<Half<'a>>; 2],
@@ -67,113 +47,163 @@ pub(super) struct Gather<'a> {
     pub wrong: Findings,
 }
 
+/// The key that a tensor's name ends in, and what stands before it.
+pub(super) fn key_of<'n>(
+    name: &'n str,
+    spelling: fn(&'static Key) -> &'static str,
+) -> Option<(&'n str, &'static Key)> {
+    let keys = EFFECTS.iter().flat_map(|(_, rules)| rules.keys());
+    let all = keys.filter_map(|key| Some((name.strip_suffix(spelling(key))?, key)));
+    all.min_by_key(|(rest, _)| rest.len())
+}
+
+/// All keys there are, for a message.
+pub(super) fn all_keys(spelling: fn(&'static Key) -> &'static str) -> String {
+    let mut all: Vec<_> = EFFECTS.iter().flat_map(|(_, rules)| rules.keys()).map(spelling).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.join(", ")
+}
+
 impl<'a> Gather<'a> {
     /// Nothing yet.
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
-        let n = program.sites.len();
-        let pairs = (0..n).map(|_| [const { None }; 6]).collect();
-        Gather { program, names, pairs, spoilt: vec![false; n], shared: [None, None], wrong }
+        let n = program.places();
+        let found = (0..n).map(|_| Vec::new()).collect();
+        Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], wrong }
     }
 
-    /// Takes a matrix, or what is wrong with it; `tensor` is its name in the file.
-    pub(super) fn put(&mut self, site: Site, which: Which, tensor: Place, half: Result<Half<'a>>) {
-        let i = site.0 as usize;
-        match (half, &mut self.pairs[i][which as usize]) {
+    /// Takes a tensor of a place, or what is wrong with it; `tensor` is its name in the file.
+    pub(super) fn put(&mut self, place: usize, key: &'static Key, tensor: Place, half: Result<Half<'a>>) {
+        let here = &mut self.found[place];
+        let first = here.iter().find(|(k, _)| *k == key).map(|(_, first)| first);
+        match (half, first) {
             (Err(e), _) => {
-                self.spoilt[i] = true;
+                self.spoilt[place] = true;
                 self.wrong.push(e.at(tensor));
             }
             (Ok(_), Some(first)) => {
-                let text = format!("belongs to the same product as {}", first.name);
+                let text = format!("belongs to the same place as {}", first.name);
                 self.wrong.push(Error::new(Kind::Format, text).at(tensor));
             }
-            (Ok(half), slot) => *slot = Some(half),
+            (Ok(half), None) => here.push((key, half)),
         }
     }
 
-    /// Takes a matrix that all products share, or what is wrong with it.
-    pub(super) fn put_shared(&mut self, which: Which, tensor: Place, half: Result<Half<'a>>) {
+    /// Takes A (0) or B (1) that all products share, or what is wrong with it.
+    pub(super) fn put_shared(&mut self, which: usize, tensor: Place, half: Result<Half<'a>>) {
         if let Some(half) = self.wrong.keep(half.map_err(|e| e.at(tensor))) {
-            self.shared[which as usize] = Some(half);
+            self.shared[which] = Some(half);
         }
     }
 
-    /// The layer. `terms` is asked once for every pair, with its rank; `mend` may change the numbers of B.
+    /// The layer. `terms` is asked once for every place; `mend` may change the numbers of a tensor.
     ///
     /// # Errors
     /// Everything that is wrong with the file, at once.
     pub(super) fn finish(
         mut self,
-        terms: impl Fn(Site, usize) -> Result<Terms>,
-        mend: impl Fn(Site, &mut [f32]) -> Result<()>,
+        terms: impl Fn(usize, &Part) -> Result<Terms>,
+        mend: impl Fn(usize, &'static Key, &mut [f32]) -> Result<()>,
     ) -> Result<Layer> {
         const REFUSED: &str = "the adapter does not fit this base";
-        let mut parts = vec![None; self.pairs.len()];
-        let mut moved = vec![false; self.pairs.len()];
-        for (i, pair) in self.pairs.iter().enumerate().filter(|(i, _)| !self.spoilt[*i]) {
-            let info = &self.program.sites[i];
-            let Some((effect, rank)) = effect_of(info, pair, &mut self.wrong) else { continue };
-            let own = if effect == Effect::Vera { 0 } else { rank };
-            let Some(terms) = self.wrong.keep(terms(Site(i as u32), own)) else { continue };
+        let mut parts = vec![None; self.found.len()];
+        let mut moved = vec![false; self.found.len()];
+        for i in 0..self.found.len() {
+            if self.spoilt[i] || self.found[i].is_empty() {
+                continue;
+            }
+            let Some(part) = self.part(i) else { continue };
+            let Some(terms) = self.wrong.keep(terms(i, &part)) else { continue };
             moved[i] = terms.moved;
-            parts[i] = Some(match rank {
-                _ if effect == Effect::Vera => {
-                    Part { effect, ..Part::lora(rank, info.inputs, info.outputs, 1.0) }
-                }
-                0 => Part { effect, inputs: info.inputs, outputs: info.outputs, ..Part::default() },
-                _ => Part { effect, ..Part::lora(rank, info.inputs, info.outputs, terms.scale) },
-            });
+            let scale = if part.rules().scaled() { terms.scale } else { part.scale };
+            parts[i] = Some(Part { scale, ..part });
         }
         if self.wrong.is_empty() && parts.iter().all(Option::is_none) {
             let error = Error::expected(Kind::Format, "matrices of the layer", "at least one pair", "none");
             self.wrong.push(error);
         }
         let method = Method::of(parts.iter().flatten());
-        for (part, info) in parts.iter().zip(&self.program.sites) {
-            let Some(other) = part.as_ref().map(|p| Method::of([p].into_iter())) else { continue };
-            if other.name != method.name {
-                let error = Error::expected(Kind::Format, "method of all products", method.name, other.name);
-                self.wrong.push(error.at(Place::Tensor(info.name.clone())));
-            }
+        for (i, part) in parts.iter().enumerate() {
+            let Some(part) = part.as_ref().filter(|p| !method.has(p.effect)) else { continue };
+            let (expected, found) = (method.name, Method::of([part].into_iter()).name);
+            let error = Error::expected(Kind::Format, "method of all places", expected, found);
+            self.wrong.push(error.at(Place::Tensor(self.program.place_name(i).into())));
         }
         let shared = self.shared_pair(&parts);
         self.wrong.refuse(REFUSED)?;
         let mut wrong = Findings::default();
-        let mut lora = Layer::new(parts);
+        let mut layer = Layer::over(self.program, parts);
         if let Some((rank, a, b)) = shared {
-            lora = lora.sharing(Shared::new(self.names, rank, a, b));
+            layer = layer.sharing(Shared::new(self.names, rank, a, b));
         }
-        for (i, pair) in self.pairs.iter().enumerate() {
-            let Some(part) = lora.parts()[i] else { continue };
-            let site = Site(i as u32);
-            let mut params = lora.params().get(i);
-            let (pair_of, vector) = params.split_at_mut(part.pair());
-            // after the pair: λd as it is, then what lies on inputs or outputs
-            let (plain, vector) =
-                vector.split_at_mut(if part.effect == Effect::Vera { part.rank } else { 0 });
-            if let Some(d) = pair[Which::D as usize].as_ref().and_then(|d| wrong.keep(finite(d))) {
-                plain.copy_from_slice(&d);
+        for (i, found) in self.found.iter().enumerate() {
+            let Some(part) = layer.parts()[i] else { continue };
+            let mut params = layer.params().get(i);
+            let mut rest = &mut params[..];
+            for tensor in part.rules().tensors(&part) {
+                let (to, behind) = rest.split_at_mut(tensor.len());
+                rest = behind;
+                let Some((key, half)) = found.iter().find(|(k, _)| *k == tensor.key) else { continue };
+                let numbers = finite(half).and_then(|mut all| mend(i, key, &mut all).map(|()| all));
+                let Some(numbers) = wrong.keep(numbers) else { continue };
+                tensor.fetched(&numbers, to, |row| if moved[i] { self.names.row(i, row) } else { row });
             }
-            let on = [Which::M, Which::L, Which::V].iter().find_map(|w| pair[*w as usize].as_ref());
-            if let Some(numbers) = on.and_then(|v| wrong.keep(finite(v))) {
-                let rows = moved[i] && part.effect != Effect::Inputs;
-                for (row, v) in numbers.into_iter().enumerate() {
-                    vector[if rows { self.names.row(site, row) } else { row }] = v;
+        }
+        wrong.refuse(REFUSED).map(|()| layer)
+    }
+
+    /// The part that the tensors of a place are, all of their shapes right.
+    fn part(&mut self, i: usize) -> Option<Part> {
+        let found = &self.found[i];
+        let (inputs, outputs) = self.program.place_shape(i);
+        let shapes = |key: &Key| found.iter().find(|(k, _)| *k == key).map(|(_, h)| (h.rows, h.cols));
+        let bare = Part { inputs, outputs, ..Part::default() };
+        let at = |half: &Half<'_>| Place::Tensor(half.name.clone());
+        let whole = |(effect, rules): &(Effect, &'static dyn Rules)| {
+            let part = Part { effect: *effect, ..rules.recognise(&shapes, bare)? };
+            let tensors = rules.tensors(&part);
+            (found.iter().all(|(key, _)| tensors.iter().any(|t| t.key == *key))).then_some((part, tensors))
+        };
+        let Some((part, tensors)) = EFFECTS.iter().find_map(whole) else {
+            let error = incomplete(found).at(at(&found[0].1));
+            self.wrong.push(error);
+            return None;
+        };
+        let mut wrong = Vec::new();
+        if part.rules().spot() != self.program.spot(i) {
+            let text = format!("{:?} cannot be here", part.effect);
+            wrong.push(Error::new(Kind::Mismatch, text).at(at(&found[0].1)));
+        }
+        if part.rank == 0 && part.rules().most_rank(&part) > 0 {
+            wrong.push(Error::expected(Kind::Format, "rank", "at least 1", 0).at(at(&found[0].1)));
+        }
+        for tensor in tensors {
+            let Some((_, half)) = found.iter().find(|(k, _)| *k == tensor.key) else {
+                let text = format!("the other half of the pair, {}, is missing", tensor.key.gguf);
+                wrong.push(Error::new(Kind::Format, text).at(at(&found[0].1)));
+                continue;
+            };
+            let mut want = |(what, expected): (&str, usize), found: usize| {
+                if expected != found {
+                    wrong.push(Error::expected(Kind::Mismatch, what, expected, found).at(at(half)));
                 }
-            }
-            let [Some(a), Some(b), ..] = pair else { continue };
-            let (to_a, to_b) = pair_of.split_at_mut(part.rank * part.inputs);
-            if let Some(numbers) = wrong.keep(finite(a)) {
-                to_a.copy_from_slice(&numbers);
-            }
-            let mended = finite(b).and_then(|mut numbers| mend(site, &mut numbers).map(|()| numbers));
-            let Some(numbers) = wrong.keep(mended) else { continue };
-            for (row, numbers) in numbers.chunks_exact(part.rank).enumerate() {
-                let row = if moved[i] { self.names.row(site, row) } else { row };
-                numbers.iter().enumerate().for_each(|(j, v)| to_b[j * part.outputs + row] = *v);
+            };
+            if tensor.cols.1 == 1 || tensor.rows.1 == 1 {
+                let what = if tensor.cols.1 == 1 { tensor.rows.0 } else { tensor.cols.0 };
+                want((what, tensor.len()), half.rows * half.cols);
+                // a row or a column, whichever way it was written down
+                if tensor.len() == half.rows * half.cols && half.rows.min(half.cols) > 1 {
+                    want(("rows, or columns,", 1), half.rows.min(half.cols));
+                }
+            } else {
+                want(tensor.rows, half.rows);
+                want(tensor.cols, half.cols);
             }
         }
-        wrong.refuse(REFUSED).map(|()| lora)
+        let fine = wrong.is_empty();
+        wrong.into_iter().for_each(|e| self.wrong.push(e));
+        fine.then_some(part)
     }
 }
 
@@ -221,76 +251,24 @@ impl Gather<'_> {
     }
 }
 
-/// What matrices whose shapes fit do, and the rank of a pair (0: none); `None` where there is nothing, or it is wrong.
-fn effect_of(info: &SiteInfo, pair: &Pair<'_>, wrong: &mut Findings) -> Option<(Effect, usize)> {
-    let (a, b) = match pair {
-        [None, None, None, None, None, None] => return None,
-        [None, None, None, None, Some(d), Some(b)] => {
-            if b.rows * b.cols != info.outputs {
-                let error = Error::expected(Kind::Mismatch, "λb", info.outputs, b.rows * b.cols);
-                wrong.push(error.at(Place::Tensor(b.name.clone())));
-                return None;
-            }
-            return Some((Effect::Vera, d.rows * d.cols));
-        }
-        [.., Some(half), None] | [.., None, Some(half)] | [.., Some(half), Some(_)] => {
-            let error = Error::new(Kind::Format, "λd and λb of VeRA come together, and with nothing else");
-            wrong.push(error.at(Place::Tensor(half.name.clone())));
-            return None;
-        }
-        [None, None, None, Some(l), None, None] => {
-            let effect = match (l.rows, l.cols) {
-                (rows, 1) if rows == info.outputs => Effect::Outputs,
-                (1, cols) if cols == info.inputs => Effect::Inputs,
-                (rows, cols) => {
-                    let expected = format!("{} × 1, or 1 × {}", info.outputs, info.inputs);
-                    let error =
-                        Error::expected(Kind::Mismatch, "shape", expected, format!("{rows} × {cols}"));
-                    wrong.push(error.at(Place::Tensor(l.name.clone())));
-                    return None;
-                }
-            };
-            return Some((effect, 0));
-        }
-        [.., Some(l), None, None] => {
-            let text = "factors and a pair at one product";
-            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(l.name.clone())));
-            return None;
-        }
-        [None, None, Some(m), ..] => {
-            let text = "lengths without a pair";
-            wrong.push(Error::new(Kind::Format, text).at(Place::Tensor(m.name.clone())));
-            return None;
-        }
-        [Some(half), None, ..] | [None, Some(half), ..] => {
-            let other = if pair[0].is_some() { "B" } else { "A" };
-            let error = Error::new(Kind::Format, format!("the other half of the pair, {other}, is missing"));
-            wrong.push(error.at(Place::Tensor(half.name.clone())));
-            return None;
-        }
-        [Some(a), Some(b), ..] => (a, b),
+/// Why the tensors of a place are no part.
+fn incomplete(found: &[(&'static Key, Half<'_>)]) -> Error {
+    let words = |keys: &mut dyn Iterator<Item = &'static Key>| {
+        keys.map(|k| k.gguf.trim_start_matches('.')).collect::<Vec<_>>().join(" and ")
     };
-    let mut fits = true;
-    let mut want = |half: &Half<'_>, what: &str, expected: usize, found: usize| {
-        if expected != found {
-            let error = Error::expected(Kind::Mismatch, what, expected, found);
-            wrong.push(error.at(Place::Tensor(half.name.clone())));
-            fits = false;
+    let missing = EFFECTS.iter().filter_map(|(_, rules)| {
+        let keys = rules.keys();
+        let within = found.iter().all(|(key, _)| keys.contains(key));
+        let rest = || keys.iter().filter(|key| found.iter().all(|(k, _)| k != key));
+        within.then(|| (rest().count(), words(&mut rest())))
+    });
+    match missing.min_by_key(|(n, _)| *n) {
+        Some((n, what)) if n > 0 => Error::new(Kind::Format, format!("is not complete: {what} is missing")),
+        _ => {
+            let here = words(&mut found.iter().map(|(k, _)| *k));
+            Error::new(Kind::Format, format!("{here} do not go together at one place"))
         }
-    };
-    want(a, "inputs", info.inputs, a.cols);
-    want(b, "outputs", info.outputs, b.rows);
-    want(b, "rank, as in the other half", a.rows, b.cols);
-    if let Some(m) = &pair[2] {
-        want(m, "lengths", info.outputs, m.rows * m.cols);
     }
-    if a.rows == 0 {
-        let error = Error::expected(Kind::Format, "rank", "at least 1", 0);
-        wrong.push(error.at(Place::Tensor(a.name.clone())));
-        fits = false;
-    }
-    let effect = if pair[2].is_some() { Effect::Dora } else { Effect::Lora };
-    fits.then_some((effect, a.rows))
 }
 
 /// The numbers of a half, none of them infinite or undefined.

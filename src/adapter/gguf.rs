@@ -27,8 +27,9 @@
 //! F16, BF16 and block-quantized matrices.
 
 use super::contents::{self, Contents, Form};
-use super::gather::{Gather, Half, Terms, Which};
-use super::layer::{Effect, Layer, Part};
+use super::effect::Key;
+use super::gather::{Gather, Half, Terms, all_keys, key_of};
+use super::layer::Part;
 use super::manifest::Manifest;
 use super::methods::{METHODS, Method};
 use super::names::Names;
@@ -37,11 +38,13 @@ use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Encoded, Metadata, Value, ValueType};
 use crate::model::Model;
-use crate::ops::Site;
 use crate::tensor::{Matrix, TensorRef, Weights};
 use std::path::Path;
 
 const ALPHA: &str = "adapter.lora.alpha";
+
+/// The tensor that folds are in.
+const B: &str = ".lora_b";
 
 /// Scales closer than this, in units of the last place, are not worth folding.
 const CLOSE: i64 = 4;
@@ -92,28 +95,29 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(program, &names, wrong);
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
-        if let Some(which) =
-            [("vera_a", Which::A), ("vera_b", Which::B)].iter().find(|w| w.0 == tensor.name())
-        {
-            gather.put_shared(which.1, place, half(tensor));
+        if let Some(which) = ["vera_a", "vera_b"].iter().position(|name| *name == tensor.name()) {
+            gather.put_shared(which, place, half(tensor));
             continue;
         }
-        match site_of(&names, tensor.name()) {
-            Ok((site, which)) => gather.put(site, which, place, half(tensor)),
+        match place_of(&names, tensor.name()) {
+            Ok((at, key)) => gather.put(at, key, place, half(tensor)),
             Err(e) => gather.wrong.push(e.at(place)),
         }
     }
     let lora = gather
         .finish(
-            |site, rank| {
-                if rank == 0 {
+            |at, part| {
+                if !part.rules().scaled() {
                     return Ok(Terms { scale: 0.0, moved: false });
                 }
-                let plain = if alpha == 0.0 { 1.0 } else { alpha / rank as f32 };
-                let scale = noted_scale(metadata, names.gguf(site), plain)?;
+                let plain = if alpha == 0.0 || part.rank == 0 { 1.0 } else { alpha / part.rank as f32 };
+                let scale = noted_scale(metadata, names.gguf(at), plain, !method.paired)?;
                 Ok(Terms { scale, moved: false })
             },
-            |site, b| unfold(metadata, names.gguf(site), b),
+            |at, key, numbers| match key.gguf {
+                B => unfold(metadata, names.gguf(at), numbers),
+                _ => Ok(()),
+            },
         )
         .map_err(|e| e.in_file(path))?;
     if lora.method().name != method.name {
@@ -185,26 +189,13 @@ fn text(metadata: Metadata<'_>, key: &str) -> Result<Option<String>> {
     }
 }
 
-fn site_of(names: &Names, tensor: &str) -> Result<(Site, Which)> {
-    let halves = [
-        (".lora_a", Which::A),
-        (".lora_b", Which::B),
-        (".lora_m", Which::M),
-        (".ia3_l", Which::L),
-        (".vera_d", Which::D),
-        (".vera_b", Which::V),
-    ];
-    let Some((name, which)) = halves.iter().find_map(|(end, w)| Some((tensor.strip_suffix(end)?, *w))) else {
-        return Err(Error::new(
-            Kind::Unsupported,
-            "is no matrix of a LoRA: expected NAME.lora_a or NAME.lora_b (or, of others, NAME.lora_m, NAME.ia3_l, NAME.vera_d, NAME.vera_b)",
-        ));
+fn place_of(names: &Names, tensor: &str) -> Result<(usize, &'static Key)> {
+    let Some((name, key)) = key_of(tensor, |key| key.gguf) else {
+        let text = format!("is no tensor of a layer: expected NAME and one of {}", all_keys(|key| key.gguf));
+        return Err(Error::new(Kind::Unsupported, text));
     };
     match names.from_gguf(name) {
-        Some(site) => Ok((site, which)),
-        None if name == "token_embd.weight" => {
-            Err(Error::new(Kind::Unsupported, "a layer around the token embedding is not supported yet"))
-        }
+        Some(place) => Ok((place, key)),
         None => Err(Error::new(Kind::Mismatch, format!("this base has no product {name}"))),
     }
 }
@@ -224,8 +215,8 @@ fn half<'a>(tensor: TensorRef<'a>) -> Result<Half<'a>> {
     Ok(Half { name: tensor.name().into(), rows: matrix.rows, cols, numbers: Box::new(numbers) })
 }
 
-/// The scale of a pair, given what α says of it.
-fn noted_scale(metadata: Metadata<'_>, name: &str, plain: f32) -> Result<f32> {
+/// The scale of a part, given what α says of it; a `free` one is only noted.
+fn noted_scale(metadata: Metadata<'_>, name: &str, plain: f32, free: bool) -> Result<f32> {
     let key = scale_key(name);
     let Some(scale) = metadata.f32(&key)? else {
         let fine = plain.is_finite() && plain != 0.0;
@@ -234,7 +225,8 @@ fn noted_scale(metadata: Metadata<'_>, name: &str, plain: f32) -> Result<f32> {
             .ok_or_else(|| metadata.error(ALPHA, format!("gives a scale of {plain}")));
     };
     let says = f64::from(plain) * fold_of(metadata, name)?.unwrap_or(1.0);
-    if !(scale.is_finite() && scale != 0.0 && (f64::from(scale) - says).abs() <= 1e-6 * says.abs()) {
+    let agrees = free || (f64::from(scale) - says).abs() <= 1e-6 * says.abs();
+    if !(scale.is_finite() && scale != 0.0 && agrees) {
         return Err(
             metadata.error(&key, format!("expected {says} as the rest of the file says, found {scale}"))
         );
@@ -300,9 +292,10 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
     let architecture = model.weights().metadata().need_text("general.architecture")?;
     builder.set("general.architecture", architecture).set("general.type", "adapter");
     builder.set("adapter.type", lora.method().name).set("general.name", adapter.name());
-    let alphas = lora.parts().iter().flatten().filter(|p| p.pair() > 0).map(alpha_of);
+    let paired = lora.method().paired;
+    let alphas = lora.parts().iter().flatten().filter(|_| paired).map(alpha_of);
     let alpha = alphas.min_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(0.0);
-    if lora.method().paired {
+    if paired {
         builder.set(ALPHA, alpha);
     }
     for (key, text) in adapter.manifest().lines(lora.method()) {
@@ -321,64 +314,43 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
     }
     let mut warnings = Vec::new();
     let mut wrong = Findings::default();
-    for site in names.sites() {
-        let Some(part) = lora.parts()[site.0 as usize] else { continue };
-        let name = names.gguf(site);
-        if names.tied(site) {
+    for (i, part) in lora.parts().iter().enumerate() {
+        let Some(part) = *part else { continue };
+        let name = names.gguf(i);
+        if names.tied(i) {
             warnings.push(Warning::TiedHead);
         }
-        let kind = crate::format::types::Type::F32;
-        let vector = match part.effect {
-            Effect::Lora => None,
-            Effect::Dora => Some((".lora_m", vec![part.outputs])),
-            Effect::Outputs => Some((".ia3_l", vec![1, part.outputs])),
-            Effect::Inputs => Some((".ia3_l", vec![part.inputs])),
-            Effect::Vera => Some((".vera_b", vec![part.outputs])),
-        };
-        let skip = if part.effect == Effect::Vera { part.rank } else { part.pair() };
-        if part.effect == Effect::Vera {
-            builder.tensor_from(&format!("{name}.vera_d"), kind, &[part.rank], move |sink| {
-                sink.put_f32s(&lora.params().read(site.0 as usize)[..part.rank])
-            });
-        }
-        if let Some((end, dims)) = vector {
-            builder.tensor_from(&format!("{name}{end}"), kind, &dims, move |sink| {
-                sink.put_f32s(&lora.params().read(site.0 as usize)[skip..])
-            });
-        }
-        if part.pair() == 0 {
-            continue;
-        }
-        let plain = alpha / part.rank as f32;
-        if plain.to_bits() != part.scale.to_bits() {
+        // what one α says of all places; others are folded into B, where there is one
+        let plain = if alpha == 0.0 || part.rank == 0 { 1.0 } else { alpha / part.rank as f32 };
+        let scaled = part.rules().scaled();
+        if scaled && plain.to_bits() != part.scale.to_bits() {
             builder.set(&scale_key(name), part.scale);
         }
         let close = plain.signum() == part.scale.signum() && steps(plain, part.scale).abs() <= CLOSE;
-        let mut b = rows_of_b(lora, site, &part);
-        if !close {
-            let fold = f64::from(part.scale) / f64::from(plain);
-            let Some(rounding) = wrong.keep(fold_into(name, fold, &mut b)) else { continue };
-            builder.set(&fold_key(name), fold);
+        let fold = (scaled && !close).then(|| f64::from(part.scale) / f64::from(plain));
+        let mut first = 0;
+        for tensor in part.rules().tensors(&part) {
+            let (here, key) = (first..first + tensor.len(), tensor.key.gguf);
+            first = here.end;
+            let (kind, dims) = (crate::format::types::Type::F32, tensor.dims());
+            let numbers = move || tensor.filed(&lora.params().read(i)[here.clone()], |row| row);
+            let name = format!("{name}{key}");
+            let Some(fold) = fold.filter(|_| key == B) else {
+                builder.tensor_from(&name, kind, &dims, move |sink| sink.put_f32s(&numbers()));
+                continue;
+            };
+            let mut b = numbers();
+            let Some(rounding) = wrong.keep(fold_into(names.gguf(i), fold, &mut b)) else { continue };
+            builder.set(&fold_key(names.gguf(i)), fold);
             if rounding.iter().any(|r| *r != 0) {
-                builder.set(&rounding_key(name), Encoded::array(&rounding));
+                builder.set(&rounding_key(names.gguf(i)), Encoded::array(&rounding));
             }
+            builder.tensor_from(&name, kind, &dims, move |sink| sink.put_f32s(&b));
         }
-        let Part { rank, inputs, outputs, .. } = part;
-        builder.tensor_from(&format!("{name}.lora_a"), kind, &[inputs, rank], move |sink| {
-            sink.put_f32s(&lora.params().read(site.0 as usize)[..rank * inputs])
-        });
-        builder.tensor_from(&format!("{name}.lora_b"), kind, &[rank, outputs], move |sink| sink.put_f32s(&b));
     }
     wrong.refuse("the adapter cannot be written as a GGUF file").map_err(|e| e.in_file(path))?;
     write_atomically(path, overwrite, |out| builder.write(out))?;
     Ok(warnings)
-}
-
-/// B `[outputs][r]`.
-fn rows_of_b(lora: &Layer, site: Site, part: &Part) -> Vec<f32> {
-    let params = lora.params().read(site.0 as usize);
-    let b = &params[part.rank * part.inputs..part.pair()];
-    (0..part.outputs).flat_map(|o| (0..part.rank).map(move |j| b[j * part.outputs + o])).collect()
 }
 
 /// Multiplies B, and says what its inverse misses.

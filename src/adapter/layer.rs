@@ -1,24 +1,24 @@
-//! A layer: what is fastened where, its numbers, and what it learns with. What the numbers do is in one file per method.
+//! A layer: what is fastened where, its numbers, and what it learns with. What the numbers do is in one file per effect
+//! ([`Effect`]).
 //!
-//! ```text
-//! effect             numbers of a site, one behind the other                    file
-//! Effect::Lora       A [r][inputs]   B transposed [r][outputs]                  lora
-//! Effect::Dora       A   B transposed   m [outputs]                             dora
-//! Effect::Outputs    l [outputs]                                                ia3
-//! Effect::Inputs     l [inputs]                                                 ia3
-//! Effect::Vera       λd [r]   λb [outputs]                                      vera
-//! ```
+//! A layer has one part at most at each *place* of a program: its products ([`Site`]s), its vectors, the embedding table,
+//! and what stands in front of a sequence ([`Program::places`]).
+//!
 //! Dropout draws its mask from a hash of (seed, row, site, column), where a row is named by its step, its place in the
 //! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
 //! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
-use super::dora::Turned;
+pub use super::effect::Effect;
+use super::effect::{Each, Memory, Rules};
+use super::lora::start_pair;
 use super::methods::Method;
+use super::names::Names;
 use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
-use crate::model::program::Program;
-use crate::ops::{Backward, Base, Delta, Host, Site};
-use crate::rng::hash;
+use crate::model::Model;
+use crate::model::program::{Program, Spot};
+use crate::ops::{Backward, Base, Delta, Host, Lent, Site, VectorId};
+use crate::rng::{Rng, hash};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::fmt;
@@ -26,28 +26,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::RwLockReadGuard;
 
-/// What the numbers of a part do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Effect {
-    /// `y + s·B·A·x`
-    #[default]
-    Lora,
-    /// The same, each row of the sum scaled to a length of its own.
-    Dora,
-    /// `l∘y`
-    Outputs,
-    /// `W·(l∘x)`
-    Inputs,
-    /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
-    Vera,
-}
-
-/// What a layer is at one site.
+/// What a layer is at one place.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Part {
     /// What its numbers do.
     pub effect: Effect,
-    /// Rank r; 0 where there is no A and B.
+    /// Rank r; 0 where there is none.
     pub rank: usize,
     /// Inputs of the product.
     pub inputs: usize,
@@ -57,6 +41,8 @@ pub struct Part {
     pub scale: f32,
     /// The last so many hidden units do not learn: a start that is taken off again.
     pub frozen: usize,
+    /// What else its effect must know: see there.
+    pub more: [usize; 4],
 }
 
 impl Part {
@@ -65,20 +51,18 @@ impl Part {
         Part { rank, inputs, outputs, scale, ..Part::default() }
     }
 
-    /// Numbers in A and B of its own.
+    pub(super) fn rules(&self) -> &'static dyn Rules {
+        self.effect.rules()
+    }
+
+    /// Numbers in a pair A and B.
     pub(super) fn pair(&self) -> usize {
-        if self.effect == Effect::Vera { 0 } else { self.rank * (self.inputs + self.outputs) }
+        self.rank * (self.inputs + self.outputs)
     }
 
     /// All its numbers.
     pub fn len(&self) -> usize {
-        match self.effect {
-            Effect::Lora => self.pair(),
-            Effect::Dora => self.pair() + self.outputs,
-            Effect::Outputs => self.outputs,
-            Effect::Inputs => self.inputs,
-            Effect::Vera => self.rank + self.outputs,
-        }
+        self.rules().len(self)
     }
 
     /// Whether it has no numbers.
@@ -86,18 +70,9 @@ impl Part {
         self.len() == 0
     }
 
-    /// The numbers that learn, and whether they do so at B's rate (LoRA+: B, and vectors, which PEFT's
-    /// `create_loraplus_optimizer` counts with it).
+    /// The numbers that learn, and whether they do so at B's rate (LoRA+).
     pub fn learned(&self) -> [(Range<usize>, bool); 3] {
-        let (a, pair, units) = (self.rank * self.inputs, self.pair(), self.rank - self.frozen);
-        match self.effect {
-            Effect::Lora | Effect::Dora => [
-                (0..units * self.inputs, false),
-                (a..a + units * self.outputs, true),
-                (pair..self.len(), true),
-            ],
-            _ => [(0..self.len(), false), (0..0, false), (0..0, false)],
-        }
+        self.rules().learned(self)
     }
 
     /// The scale s of α: α/r, or α/√r with `stabilised` (rsLoRA).
@@ -106,39 +81,37 @@ impl Part {
         (alpha / if stabilised { r.sqrt() } else { r }) as f32
     }
 
-    /// Finds all parts whose shapes are not those of the program's products at their sites.
-    pub(super) fn fits(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
-        if parts.len() != program.sites.len() {
-            let (expected, found) = (program.sites.len(), parts.len());
-            wrong.push(Error::expected(Kind::Mismatch, "products of the layer's base", expected, found));
+    /// Finds all parts whose shapes are not those of the program at their places.
+    pub(super) fn fit(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
+        if parts.len() != program.sites.len() && parts.len() != program.places() {
+            let (expected, found) = (program.places(), parts.len());
+            wrong.push(Error::expected(Kind::Mismatch, "places of the layer's base", expected, found));
         }
-        for (part, site) in parts.iter().zip(&program.sites) {
+        for (i, part) in parts.iter().enumerate().take(program.places()) {
             let Some(p) = part else { continue };
-            let (found, expected) = ((p.inputs, p.outputs), (site.inputs, site.outputs));
-            if found != expected {
+            let (found, expected) = ((p.inputs, p.outputs), program.place_shape(i));
+            if p.rules().spot() != program.spot(i) {
+                let text = format!("a layer of this kind ({:?}) cannot be here", p.effect);
+                wrong.push(Error::new(Kind::Mismatch, text).at(Place::Tensor(program.place_name(i).into())));
+            } else if found != expected {
                 let text = |(i, o)| format!("{i} inputs and {o} outputs");
                 let (expected, found) = (text(expected), text(found));
-                let place = Place::Tensor(site.name.clone());
+                let place = Place::Tensor(program.place_name(i).into());
                 wrong.push(Error::expected(Kind::Mismatch, "layer", expected, found).at(place));
             }
         }
     }
 
-    /// [`Part::fits`], and ranks that are of use: above 0 and not above what the product itself has.
+    /// [`Part::fit`], and ranks that are of use: above 0 and not above what the product itself has.
     pub(super) fn check_all(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
-        Part::fits(parts, program, wrong);
-        for (part, site) in parts.iter().zip(&program.sites) {
+        Part::fit(parts, program, wrong);
+        for (i, part) in parts.iter().enumerate().take(program.places()) {
             let Some(p) = part else { continue };
-            let learned = p.rank - p.frozen;
-            let paired = matches!(p.effect, Effect::Lora | Effect::Dora);
-            if p.effect == Effect::Vera && p.rank == 0 {
-                let place = Place::Tensor(site.name.clone());
-                wrong.push(Error::expected(Kind::Argument, "rank", "at least 1", 0).at(place));
-            }
-            if paired && (learned == 0 || learned > p.inputs.min(p.outputs)) {
-                let most = format!("1 to {}", p.inputs.min(p.outputs));
-                let place = Place::Tensor(site.name.clone());
-                wrong.push(Error::expected(Kind::Argument, "rank", most, learned).at(place));
+            let (learned, most) = (p.rank - p.frozen, p.rules().most_rank(p));
+            if most > 0 && !(1..=most).contains(&learned) {
+                let place = Place::Tensor(program.place_name(i).into());
+                let range = if most == usize::MAX { "at least 1".into() } else { format!("1 to {most}") };
+                wrong.push(Error::expected(Kind::Argument, "rank", range, learned).at(place));
             }
         }
     }
@@ -147,14 +120,22 @@ impl Part {
 /// What decides its numbers besides the start: `rank 8 scale 2`, and what is not LoRA's.
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.effect {
-            Effect::Lora => write!(f, "rank {} scale {}", self.rank, self.scale)?,
-            Effect::Dora => write!(f, "rank {} scale {} lengths", self.rank, self.scale)?,
-            Effect::Outputs => f.write_str("factors of outputs")?,
-            Effect::Inputs => f.write_str("factors of inputs")?,
-            Effect::Vera => write!(f, "rank {} shared", self.rank)?,
-        }
+        f.write_str(&self.rules().describe(self))?;
         if self.frozen > 0 { write!(f, " frozen {}", self.frozen) } else { Ok(()) }
+    }
+}
+
+/// What follows from the numbers of a part and the base; not yet known while there is one that is no number.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Derived {
+    pub numbers: Vec<f32>,
+    pub exact: Vec<f64>,
+}
+
+impl Derived {
+    fn new(part: Option<&Part>) -> Derived {
+        let (n, exact) = part.map_or((0, 0), |p| p.rules().derived(p));
+        Derived { numbers: vec![f32::NAN; n], exact: vec![f64::NAN; exact] }
     }
 }
 
@@ -168,33 +149,45 @@ struct Dropout {
     rows: Slots<Vec<u64>>,
 }
 
-/// Parts at some sites of one program. See the module.
+/// Parts at some places of one program. See the module.
 #[derive(Debug)]
 pub struct Layer {
     parts: Vec<Option<Part>>,
-    /// For each site, as in the table of the module.
+    /// How many of the places are products.
+    sites: usize,
+    /// For each place, tensor by tensor as its effect says, in the order of its files.
     params: Slots<Vec<f32>>,
     grads: Option<Slots<Vec<f32>>>,
     dropout: Dropout,
-    /// What follows from the numbers and the base: of [`Effect::Dora`].
-    pub(super) turned: Slots<Turned>,
+    pub(super) derived: Slots<Derived>,
     /// The pair of [`Effect::Vera`].
     shared: Option<Arc<Shared>>,
-    /// Memory of the backward pass: h, dh, dropped inputs or gradients of inputs, and two for what is as wide as the outputs.
+    /// Memory of the backward pass, as [`Rules::memory`] asks for it.
     pub(super) memory: Slots<Vec<f32>>,
 }
 
 impl Layer {
-    /// The layer with the given parts (one entry per site of the program), all numbers zero.
+    /// The layer with the given parts at the sites of a program, one entry for each; all numbers zero.
     pub fn new(parts: Vec<Option<Part>>) -> Self {
+        let sites = parts.len();
+        Layer::with(parts, sites)
+    }
+
+    /// The layer with the given parts at the places of a program, one entry for each; all numbers zero.
+    pub fn over(program: &Program, parts: Vec<Option<Part>>) -> Self {
+        Layer::with(parts, program.sites.len())
+    }
+
+    fn with(parts: Vec<Option<Part>>, sites: usize) -> Self {
         let params = Slots::new(parts.len(), |i| vec![0.0; parts[i].map_or(0, |p: Part| p.len())]);
-        let turned = Slots::new(parts.len(), |i| Turned::new(parts[i].as_ref()));
+        let derived = Slots::new(parts.len(), |i| Derived::new(parts[i].as_ref()));
         Layer {
             parts,
+            sites,
             params,
             grads: None,
             dropout: Dropout::default(),
-            turned,
+            derived,
             shared: None,
             memory: Slots::default(),
         }
@@ -219,17 +212,31 @@ impl Layer {
     /// The same numbers without gradients: what is published, or learned from anew.
     pub fn copy(&self) -> Layer {
         let params = Slots::new(self.parts.len(), |i| self.params.read(i).clone());
-        let (parts, shared) = (self.parts.clone(), self.shared.clone());
-        let turned = Slots::new(self.parts.len(), |i| self.turned.read(i).clone());
+        let derived = Slots::new(self.parts.len(), |i| self.derived.read(i).clone());
         Layer {
-            parts,
+            parts: self.parts.clone(),
+            sites: self.sites,
             params,
             grads: None,
             dropout: Dropout::default(),
-            turned,
-            shared,
+            derived,
+            shared: self.shared.clone(),
             memory: Slots::default(),
         }
+    }
+
+    /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist
+    /// (DoRA). What follows from the numbers must be computed anew ([`Layer::settle`]).
+    pub fn times(&self, by: f32) -> Option<Layer> {
+        let mut layer = self.copy();
+        for (i, part) in layer.parts.iter_mut().enumerate() {
+            let Some(part) = part else { continue };
+            if !part.rules().times(part, &mut layer.params.get(i), by) {
+                return None;
+            }
+            *layer.derived.get(i) = Derived::new(Some(part));
+        }
+        Some(layer)
     }
 
     /// Makes it learn: gradients, and the memory of a backward pass over up to `rows` rows. A share `dropout` of the
@@ -244,51 +251,65 @@ impl Layer {
         let rate = ((dropout * 65_536.0).round() as u64).min(65_535);
         let names = if rate > 0 { rows } else { 0 };
         self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
-        let sizes = self.memory_sizes(rows);
+        let sizes = self.memory_sizes(rows, rate > 0);
         self.memory = Slots::new(sizes.len(), |i| vec![0.0; sizes[i]]);
         self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, |p| p.len())]));
         Ok(())
     }
 
-    fn memory_sizes(&self, rows: usize) -> [usize; 5] {
-        let most = |f: &dyn Fn(&Part) -> usize| self.parts.iter().flatten().map(f).max().unwrap_or(0);
-        let paired = |p: &Part| p.rank > 0;
-        let with = |p: &Part| matches!(p.effect, Effect::Dora);
-        [
-            rows * most(&|p| p.rank),
-            rows * most(&|p| p.rank),
-            rows * most(&|p| match p.effect {
-                Effect::Inputs => p.inputs,
-                _ if paired(p) && self.dropout.rate > 0 => p.inputs,
-                _ => 0,
-            }),
-            most(&|p| if with(p) || p.effect == Effect::Vera { p.rank * p.outputs } else { 0 }),
-            most(&|p| if with(p) || p.effect == Effect::Outputs { p.outputs } else { 0 }),
-        ]
+    fn memory_sizes(&self, rows: usize, dropping: bool) -> Memory {
+        let mut most = Memory::default();
+        for part in self.parts.iter().flatten() {
+            let sizes = part.rules().memory(part, rows, dropping);
+            most.iter_mut().zip(sizes).for_each(|(most, n)| *most = n.max(*most));
+        }
+        most
     }
 
     /// Bytes of the parameters and what follows from them, and of what training adds to them: gradients, two moments,
     /// the backward pass.
     pub fn bytes(&self, rows: usize, dropout: bool) -> (u64, u64) {
         let params = 4 * self.len() as u64;
-        let turned: u64 = self.parts.iter().flatten().map(Turned::bytes).sum();
-        let turned = turned + self.shared().map_or(0, Shared::bytes);
-        let mut sizes = self.memory_sizes(rows);
-        if dropout && self.dropout.rate == 0 {
-            let inputs = self.parts.iter().flatten().map(|p| p.inputs).max().unwrap_or(0);
-            sizes[2] = sizes[2].max(rows * inputs);
-        }
-        (params + turned, 3 * params + 4 * sizes.iter().sum::<usize>() as u64)
+        let derived = self.parts.iter().flatten().map(|p| p.rules().derived(p));
+        let derived: u64 = derived.map(|(n, exact)| (4 * n + 8 * exact) as u64).sum();
+        let derived = derived + self.shared().map_or(0, Shared::bytes);
+        let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
+        (params + derived, 3 * params + 4 * sizes.iter().sum::<usize>() as u64)
     }
 
-    /// What is at each site.
+    /// What is at each place.
     pub fn parts(&self) -> &[Option<Part>] {
         &self.parts
     }
 
     /// Whether all that follows from its numbers is known ([`Layer::settle`]).
     pub(super) fn settled(&self) -> bool {
-        (0..self.turned.len()).all(|i| self.turned.read(i).gains.iter().all(|g| !g.is_nan()))
+        (0..self.derived.len()).all(|i| self.derived.read(i).numbers.iter().all(|g| !g.is_nan()))
+    }
+
+    /// Computes what follows from its numbers and the base; must be called when numbers have changed, and costs nothing
+    /// where nothing follows.
+    pub fn settle(&self, model: &Model, level: Level, each: Each<'_>) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            part.rules().settle(self, i, model, level, each);
+        }
+    }
+
+    /// Sets all pairs to what LoRA begins with: A random, B zero.
+    pub fn start(&mut self, rng: &mut Rng) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part.filter(|p| p.effect == Effect::Lora) else { continue };
+            start_pair(&part, &mut self.params.get(i), rng);
+        }
+    }
+
+    /// Sets all numbers to what its effects begin with.
+    pub(super) fn begin(&self, model: &Model, level: Level, rng: &mut Rng) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            part.rules().start(self, i, model, level, rng);
+        }
     }
 
     /// The method that all parts together are.
@@ -306,9 +327,23 @@ impl Layer {
         self.len() == 0
     }
 
-    /// The numbers of a site, as in the table of the module; empty where there is no part.
+    /// The numbers of a place; empty where there is no part.
     pub fn params(&self) -> &Slots<Vec<f32>> {
         &self.params
+    }
+
+    /// Numbers of a place that are laid out as its parameters, such as its gradients, tensor by tensor as PEFT's files have
+    /// them, behind the names that these have there.
+    pub fn named(&self, names: &Names, place: usize, numbers: &[f32]) -> Vec<(String, Vec<f32>)> {
+        let (Some(part), Some(module)) = (self.parts[place], names.module(place)) else { return vec![] };
+        let mut rest = numbers;
+        let each = part.rules().tensors(&part).into_iter().map(|tensor| {
+            let (here, behind) = rest.split_at(tensor.len());
+            rest = behind;
+            let name = format!("base_model.model.{module}{}", tensor.key.peft);
+            (name, tensor.filed(here, |row| names.row(place, row)))
+        });
+        each.collect()
     }
 
     /// Gradients, laid out as the parameters. Panics before [`Layer::learn`].
@@ -332,7 +367,7 @@ impl Layer {
         out.copy_from_slice(&self.params.read(site.0 as usize)[i * part.inputs..(i + 1) * part.inputs]);
     }
 
-    /// Checks that every part fits the program's product at its site.
+    /// Checks that every part fits the program at its place.
     ///
     /// # Errors
     /// All that do not.
@@ -347,18 +382,28 @@ impl Layer {
         self.grads.is_some()
     }
 
-    /// What it multiplies the inputs or outputs of a product with, if its effect there is asked for.
-    pub(super) fn gains(&self, site: Site, asked: fn(Effect) -> bool) -> Option<Vec<f32>> {
-        let i = site.0 as usize;
-        Some(match self.part(site).filter(|p| asked(p.effect))?.effect {
-            Effect::Lora | Effect::Vera => return None,
-            Effect::Dora => self.turned.read(i).gains.clone(),
-            Effect::Outputs | Effect::Inputs => self.params.read(i).clone(),
-        })
+    /// The part at a product.
+    pub(super) fn part(&self, site: Site) -> Option<&Part> {
+        self.parts[..self.sites].get(site.0 as usize)?.as_ref()
     }
 
-    pub(super) fn part(&self, site: Site) -> Option<&Part> {
-        self.parts.get(site.0 as usize)?.as_ref()
+    /// Places that are no products, each with its part: all of a kind.
+    fn elsewhere(&self, spot: Spot) -> impl Iterator<Item = (usize, &Part, &'static dyn Rules)> {
+        let parts = self.parts.iter().enumerate().skip(self.sites);
+        parts
+            .filter_map(|(i, p)| Some((i, p.as_ref()?, p.as_ref()?.rules())))
+            .filter(move |p| p.2.spot() == spot)
+    }
+
+    /// The place of a vector, if there is a part.
+    fn vector_part(&self, id: VectorId) -> Option<usize> {
+        let i = self.sites + id.0 as usize;
+        self.parts.get(i)?.is_some_and(|p| p.rules().spot() == Spot::Vector).then_some(i)
+    }
+
+    /// The part at a product, and its rules.
+    fn at(&self, site: Site) -> Option<(&Part, &'static dyn Rules)> {
+        self.part(site).map(|p| (p, p.rules()))
     }
 
     /// The names of the rows at hand, if inputs are dropped.
@@ -383,31 +428,38 @@ impl Layer {
 
 impl Delta for Layer {
     fn enters(&self, site: Site) -> bool {
-        self.part(site).is_some_and(|p| p.effect == Effect::Inputs)
+        self.at(site).is_some_and(|(_, rules)| rules.enters())
     }
 
-    fn enter(&self, _: Level, site: Site, _: usize, x: Mat<'_>, u: &mut [f32], _: &mut Vec<f32>) {
-        super::ia3::scale(&self.params.read(site.0 as usize), x.data(), u);
+    fn enter(
+        &self,
+        level: Level,
+        site: Site,
+        first_row: usize,
+        x: Mat<'_>,
+        u: &mut [f32],
+        spare: &mut Vec<f32>,
+    ) {
+        let (_, rules) = self.at(site).expect("asked only where it enters");
+        rules.enter(self, level, site, Some(first_row), x, u, spare);
+    }
+
+    fn matrix(&self, site: Site) -> Option<Lent<'_>> {
+        self.at(site).filter(|(_, rules)| rules.replaces())?;
+        Some(self.params.read(site.0 as usize))
     }
 
     fn leaves(&self, site: Site) -> bool {
-        self.part(site).is_some_and(|p| matches!(p.effect, Effect::Dora | Effect::Outputs))
+        self.at(site).is_some_and(|(_, rules)| rules.leaves())
     }
 
     fn leave(&self, site: Site, first: usize, bias: Option<&[f32]>, y: &mut Block<'_>, rows: Range<usize>) {
-        let i = site.0 as usize;
-        match self.part(site).map(|p| p.effect) {
-            Some(Effect::Dora) => turn(&self.turned.read(i).gains, None, first, bias, y, rows),
-            Some(Effect::Outputs) => {
-                let l = &*self.params.read(i);
-                turn(l, Some(l), first, bias, y, rows);
-            }
-            _ => unreachable!("asked only where it leaves"),
-        }
+        let (_, rules) = self.at(site).expect("asked only where it leaves");
+        rules.leave(self, site, first, bias, y, rows);
     }
 
     fn width(&self, site: Site) -> usize {
-        self.part(site).map_or(0, |p| p.rank)
+        self.at(site).map_or(0, |(part, rules)| rules.width(part))
     }
 
     fn prepare(
@@ -420,7 +472,8 @@ impl Delta for Layer {
         h: &mut [f32],
         spare: &mut Vec<f32>,
     ) {
-        self.dropped_hidden(level, site, first_row, x, units, h, spare);
+        let (_, rules) = self.at(site).expect("asked only where it has a width");
+        rules.prepare(self, level, site, Some(first_row), x, units.clone(), h, units.len(), spare);
     }
 
     fn finish(
@@ -434,7 +487,44 @@ impl Delta for Layer {
         rows: Range<usize>,
         spare: &mut Vec<f32>,
     ) {
-        self.low_rank(level, site, 1.0, h, stride, first, y, rows, spare);
+        let (_, rules) = self.at(site).expect("asked only where it has a width");
+        rules.finish(self, level, site, 1.0, h, stride, first, y, rows, spare);
+    }
+
+    fn follows(&self, site: Site) -> bool {
+        self.at(site).is_some_and(|(_, rules)| rules.follows())
+    }
+
+    fn follow(&self, level: Level, site: Site, first_row: usize, y: MatMut<'_>, spare: &mut Vec<f32>) {
+        let (_, rules) = self.at(site).expect("asked only where it follows");
+        rules.follow(self, level, site, 1.0, Some(first_row), y, spare);
+    }
+
+    fn vector(&self, id: VectorId) -> Option<Lent<'_>> {
+        self.vector_part(id).map(|i| self.params.read(i))
+    }
+
+    fn embeds(&self) -> bool {
+        self.elsewhere(Spot::Table).next().is_some() || self.virtual_tokens() > 0
+    }
+
+    fn embedding(&self, token: u32, row: &mut [f32]) -> bool {
+        let all = self.elsewhere(Spot::Table).chain(self.elsewhere(Spot::Front));
+        all.fold(false, |done, (i, _, rules)| done || rules.embedding(self, i, token, row))
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.elsewhere(Spot::Front).map(|(_, part, rules)| rules.virtual_tokens(part)).sum()
+    }
+
+    fn prefix(&self) -> usize {
+        self.elsewhere(Spot::Front).map(|(_, part, rules)| rules.prefix(part)).sum()
+    }
+
+    fn prefix_row(&self, layer: usize, position: usize, key: &mut [f32], value: &mut [f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Front) {
+            rules.prefix_row(self, i, layer, position, key, value);
+        }
     }
 }
 
@@ -475,11 +565,35 @@ impl Backward for Layer {
         dy: Mat<'_>,
         dx: Option<MatMut<'_>>,
     ) {
-        match self.part(site).expect("asked only where it learns").effect {
-            Effect::Lora | Effect::Dora => self.pair_back(host, site, base, x, dy, dx),
-            Effect::Outputs => self.outputs_back(host, site, base, x, dy, dx),
-            Effect::Inputs => self.inputs_back(host, site, base, x, dy, dx),
-            Effect::Vera => self.vectors_back(host, site, base, x, dy, dx),
+        let (_, rules) = self.at(site).expect("asked only where it learns");
+        rules.backward(self, host, site, base, x, dy, dx);
+    }
+    fn learns_vector(&self, id: VectorId) -> bool {
+        self.vector_part(id).is_some()
+    }
+
+    fn vector_back(&self, id: VectorId, grad: &[f32]) {
+        let Some(i) = self.vector_part(id) else { return };
+        self.grads().get(i).iter_mut().zip(grad).for_each(|(to, g)| *to += g);
+    }
+
+    fn learns_embeddings(&self) -> bool {
+        self.embeds()
+    }
+
+    fn embedding_back(&self, tokens: &[u32], dy: Mat<'_>) {
+        for (i, _, rules) in self.elsewhere(Spot::Table).chain(self.elsewhere(Spot::Front)) {
+            rules.embedding_back(self, i, tokens, dy);
+        }
+    }
+
+    fn learns_prefix(&self) -> bool {
+        self.prefix() > 0
+    }
+
+    fn prefix_back(&self, layer: usize, keys: &[f32], values: &[f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Front) {
+            rules.prefix_back(self, i, layer, keys, values);
         }
     }
 }

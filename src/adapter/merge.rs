@@ -11,7 +11,7 @@
 //! Folding into the shared table would change the lookup too. The head gets a matrix of its own, `output.weight`, and
 //! the table stays as it is: the file grows by that matrix, and computes what the layer computed.
 
-use super::layer::Effect;
+use super::effect::Rows;
 use super::names::Names;
 use super::open::Adapter;
 use super::worn::Worn;
@@ -22,9 +22,9 @@ use crate::format::types::Type;
 use crate::model::Model;
 use crate::ops::Site;
 use crate::tensor::{Identity, Matrix, Slots, Storage, Team, TensorRef};
+use onlay_kernels::Level;
 use onlay_kernels::dense::Dense;
 use onlay_kernels::half::{f32_to_bf16, f32_to_f16};
-use onlay_kernels::{Level, gemm};
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
@@ -131,6 +131,13 @@ pub fn merge(
     }
     wrong.refuse("the adapters do not fit this base")?;
     let mut wrong = Findings::default();
+    let program = model.program();
+    for i in program.sites.len()..program.places() {
+        if worn.stack().iter().any(|(a, _)| a.parts().get(i).is_some_and(Option::is_some)) {
+            let error = Error::new(Kind::Unsupported, "what is here cannot be folded in");
+            wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
+        }
+    }
     let work = RefCell::new(Work {
         team: Team::new(options.threads)?,
         level: options.level,
@@ -157,6 +164,12 @@ pub fn merge(
             });
         }
         let Some(site) = changed else { continue };
+        for (adapter, _) in worn.stack() {
+            let why = adapter.lora().part(site).and_then(|p| p.rules().unfoldable());
+            if let Some(why) = why {
+                wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
+            }
+        }
         let bias = tensor.name().strip_suffix(".weight").map(|name| format!("{name}.bias"));
         if bias.is_some_and(|b| weights.tensors().any(|t| t.name() == b)) && worn.scales_bias(site) {
             let text = "factors of its outputs reach its bias too, which is not folded yet";
@@ -237,40 +250,9 @@ impl<'a> Fold<'a> {
             rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
         }
         for (adapter, weight) in self.stack {
-            let part = adapter.parts()[self.site.0 as usize].filter(|p| p.rank > 0);
-            let Some(part) = part else { continue };
-            let own = adapter.lora().gains(self.site, |effect| effect == Effect::Dora);
-            let numbers = adapter.numbers(self.site);
-            let shared = adapter.lora().shared();
-            let (a, a_row, b, b_row) = match shared {
-                Some(s) => (&s.a[..], s.inputs, s.b_at(self.site), s.outputs),
-                None => {
-                    let (a, b) = numbers.split_at(part.rank * k);
-                    (a, k, b, part.outputs)
-                }
-            };
-            // what stands around B: λd on its columns, λb or the gains of lengths on its rows
-            let (columns, own) = match shared {
-                Some(_) => (Some(&numbers[..part.rank]), Some(numbers[part.rank..].to_vec())),
-                None => (None, own),
-            };
-            let per = gemm::rows(level);
-            packed.resize(per * part.rank, 0.0);
-            for group in (0..n).step_by(per) {
-                let m = per.min(n - group);
-                gemm::pack(level, &b[first + group..], 1, b_row, m, part.rank, part.scale * weight, packed);
-                if let Some(own) = &own {
-                    let rows = &own[first + group..][..m];
-                    for b in packed.chunks_exact_mut(per) {
-                        b.iter_mut().zip(rows).for_each(|(b, g)| *b *= g);
-                    }
-                }
-                if let Some(columns) = columns {
-                    let each = packed.chunks_exact_mut(per).zip(columns);
-                    each.for_each(|(b, d)| b.iter_mut().for_each(|b| *b *= d));
-                }
-                gemm::add(level, m, k, packed, a, a_row, &mut sum[group * k..], k);
-            }
+            let Some(part) = adapter.lora().part(self.site) else { continue };
+            let rows = Rows { level, first, n, sum, base: &other[..n * k], spare: packed };
+            part.rules().fold(adapter.lora(), self.site, *weight, rows);
         }
         let difference =
             |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };

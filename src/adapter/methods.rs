@@ -3,7 +3,7 @@
 use super::layer::{Effect, Part};
 use super::names::Names;
 use crate::error::{Error, Kind, Result};
-use crate::ops::Site;
+use crate::model::program::Spot;
 
 /// One kind of layer.
 #[derive(Debug)]
@@ -23,7 +23,9 @@ pub struct Method {
     pub ranked: bool,
     /// Whether every place has a rank, an α and a B of its own.
     pub paired: bool,
-    /// What it is at a site, with rank and scale where it has them.
+    /// What its parts do.
+    pub(super) effects: &'static [Effect],
+    /// Which of them at a place whose module path ends in this word.
     part: fn(&str) -> Effect,
 }
 
@@ -37,6 +39,7 @@ pub static METHODS: &[Method] = &[
         pace: 1.0,
         ranked: true,
         paired: true,
+        effects: &[Effect::Lora],
         part: |_| Effect::Lora,
     },
     Method {
@@ -47,6 +50,7 @@ pub static METHODS: &[Method] = &[
         pace: 1.0,
         ranked: true,
         paired: true,
+        effects: &[Effect::Dora],
         part: |_| Effect::Dora,
     },
     Method {
@@ -57,6 +61,7 @@ pub static METHODS: &[Method] = &[
         pace: 20.0,
         ranked: false,
         paired: false,
+        effects: &[Effect::Outputs, Effect::Inputs],
         part: |word| if word == "down_proj" { Effect::Inputs } else { Effect::Outputs },
     },
     Method {
@@ -67,6 +72,7 @@ pub static METHODS: &[Method] = &[
         pace: 20.0,
         ranked: true,
         paired: false,
+        effects: &[Effect::Vera],
         part: |_| Effect::Vera,
     },
 ];
@@ -83,32 +89,27 @@ impl Method {
         })
     }
 
-    /// The method whose effects these parts have.
-    pub(super) fn of<'a>(mut parts: impl Iterator<Item = &'a Part>) -> &'static Method {
-        let name = match parts.next().map(|p| p.effect) {
-            None | Some(Effect::Lora) => "lora",
-            Some(Effect::Dora) => "dora",
-            Some(Effect::Outputs | Effect::Inputs) => "ia3",
-            Some(Effect::Vera) => "vera",
-        };
-        METHODS.iter().find(|m| m.name == name).expect("every effect has a method")
+    /// The first method that has all effects of these parts; LoRA of none.
+    pub(super) fn of<'a>(parts: impl Iterator<Item = &'a Part> + Clone) -> &'static Method {
+        let all = |m: &&Method| parts.clone().all(|p| m.has(p.effect));
+        let first = parts.clone().next().map(|p| p.effect);
+        let some = |m: &&Method| first.is_none_or(|e| m.has(e));
+        METHODS.iter().find(all).or(METHODS.iter().find(some)).expect("every effect has a method")
     }
 
-    /// What it is at a site.
-    pub(super) fn part(
-        &self,
-        names: &Names,
-        site: Site,
-        rank: usize,
-        scale: f32,
-        shape: (usize, usize),
-    ) -> Part {
-        let effect = (self.part)(names.last(site).unwrap_or_default());
-        let (inputs, outputs) = shape;
-        match effect {
-            Effect::Lora | Effect::Dora => Part { effect, ..Part::lora(rank, inputs, outputs, scale) },
-            Effect::Vera => Part { effect, ..Part::lora(rank, inputs, outputs, 1.0) },
-            Effect::Outputs | Effect::Inputs => Part { effect, inputs, outputs, ..Part::default() },
-        }
+    /// Whether it has this effect.
+    pub(super) fn has(&self, effect: Effect) -> bool {
+        self.effects.contains(&effect)
+    }
+
+    /// What it is at a place, which it can be fastened to.
+    pub(super) fn part(&self, names: &Names, place: usize, bare: Part) -> Part {
+        let effect = (self.part)(names.last(place).unwrap_or_default());
+        effect.rules().shaped(Part { effect, ..bare })
+    }
+
+    /// Where it can be fastened.
+    pub(super) fn spot(&self) -> Spot {
+        self.effects[0].rules().spot()
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! layer               what is fastened where, and its numbers
+//! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
-//!   vera              what a layer computes, forward and backward          one file per method
+//!   vera              what a layer computes, forward and backward          one file per effect
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
-//! gguf, peft          its files; gather puts the pairs of either together; contents reads them without a base
+//! gguf, peft          its files; gather puts the tensors of either together; contents reads them without a base
 //! worn                some adapters on a session
 //! merge               adapters folded into a base
 //! ```
 
 mod contents;
 mod dora;
+mod effect;
 mod gather;
 mod gguf;
 mod ia3;

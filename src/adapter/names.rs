@@ -4,7 +4,12 @@
 //! blk.3.attn_q.weight      model.layers.3.self_attn.q_proj     q      attn
 //! blk.3.ffn_gate.weight    model.layers.3.mlp.gate_proj        gate   mlp
 //! output.weight            lm_head                             head   head
+//! blk.3.attn_norm.weight   model.layers.3.input_layernorm      attn_norm   norms
+//! token_embd.weight        model.embed_tokens                  tokens      tokens
+//! front                    (the root of the tree)              front       front
 //! ```
+//! These are all places of a program ([`Program::places`]); its products are those that are also [`Site`]s.
+//!
 //! A head that shares the embedding table multiplies with `token_embd.weight`, which names its site. In adapter files
 //! it is `output.weight` all the same: there `token_embd.weight` means a layer around the lookup.
 //!
@@ -17,7 +22,7 @@
 //! ```
 //! so the rows of B of a PEFT file move likewise.
 
-use crate::model::program::Program;
+use crate::model::program::{Program, Spot};
 use crate::ops::Site;
 use onlay_kernels::rope::Pairs;
 use std::collections::HashMap;
@@ -36,6 +41,19 @@ struct Word {
 }
 
 const HEAD: Word = Word { gguf: "output", module: "lm_head", short: "head", group: "head" };
+const TABLE: Word =
+    Word { gguf: "token_embd", module: "model.embed_tokens", short: "tokens", group: "tokens" };
+const FRONT: Word = Word { gguf: "front", module: "", short: "front", group: "front" };
+const LAST_NORM: Word =
+    Word { gguf: "output_norm", module: "model.norm", short: "output_norm", group: "norms" };
+
+/// The vectors that are norms' weights, the last excepted.
+static NORMS: &[Word] = &[
+    Word { gguf: "attn_norm", module: "input_layernorm", short: "attn_norm", group: "norms" },
+    Word { gguf: "ffn_norm", module: "post_attention_layernorm", short: "ffn_norm", group: "norms" },
+    Word { gguf: "attn_q_norm", module: "self_attn.q_norm", short: "q_norm", group: "norms" },
+    Word { gguf: "attn_k_norm", module: "self_attn.k_norm", short: "k_norm", group: "norms" },
+];
 
 /// The same for llama, qwen2 and qwen3.
 static WORDS: &[Word] = &[
@@ -49,7 +67,7 @@ static WORDS: &[Word] = &[
     HEAD,
 ];
 
-/// How one site is called.
+/// How one place is called.
 #[derive(Debug)]
 struct Name {
     /// In adapter files, `.weight` included.
@@ -64,32 +82,40 @@ struct Name {
     heads: usize,
 }
 
-/// The names of a program's sites.
+/// The names of a program's places.
 #[derive(Debug)]
 pub struct Names {
-    sites: Vec<Name>,
-    by_gguf: HashMap<String, Site>,
-    by_module: HashMap<String, Site>,
+    places: Vec<Name>,
+    sites: usize,
+    by_gguf: HashMap<String, usize>,
+    by_module: HashMap<String, usize>,
     /// Columns of a head.
     head: usize,
 }
 
 impl Names {
-    /// The names of this program's sites.
+    /// The names of this program's places.
     pub fn of(program: &Program) -> Names {
         let attention = program.attention;
         let moves = program.turning.pairs == Pairs::Adjacent && attention.head % 2 == 0;
-        let sites = program.sites.iter().enumerate().map(|(i, site)| {
+        let name = |i: usize| {
+            let (tensor, spot) = (program.place_name(i), program.spot(i));
             let is_head = i == program.head.site.0 as usize;
-            let inside = site.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            let inside = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
             let layer = inside.and_then(|(n, _)| n.parse().ok());
-            let local = inside.map_or(&*site.name, |(_, local)| local);
+            let local = inside.map_or(tensor, |(_, local)| local);
             let local = local.strip_suffix(".weight").unwrap_or(local);
-            let word = WORDS.iter().find(|w| w.gguf == local);
-            let word = if is_head { Some(&HEAD) } else { word };
+            let word = match spot {
+                Spot::Product if is_head => Some(&HEAD),
+                Spot::Product => WORDS.iter().find(|w| w.gguf == local),
+                Spot::Vector if local == LAST_NORM.gguf => Some(&LAST_NORM),
+                Spot::Vector => NORMS.iter().find(|w| w.gguf == local),
+                Spot::Table => Some(&TABLE),
+                Spot::Front => Some(&FRONT),
+            };
             Name {
-                gguf: if is_head { format!("{}.weight", HEAD.gguf) } else { site.name.clone() },
-                tensor: site.name.clone(),
+                gguf: if is_head { format!("{}.weight", HEAD.gguf) } else { tensor.to_owned() },
+                tensor: tensor.to_owned(),
                 module: word.map(|w| match layer {
                     Some(n) => format!("model.layers.{n}.{}", w.module),
                     None => w.module.into(),
@@ -102,68 +128,74 @@ impl Names {
                     _ => 0,
                 },
             }
-        });
-        let sites: Vec<Name> = sites.collect();
+        };
+        let places: Vec<Name> = (0..program.places()).map(name).collect();
         let number = |name: fn(&Name) -> Option<&String>| {
-            let all = (0..).map(Site).zip(&sites);
-            all.filter_map(|(site, n)| Some((name(n)?.clone(), site))).collect()
+            let all = places.iter().enumerate();
+            all.filter_map(|(i, n)| Some((name(n)?.clone(), i))).collect()
         };
         let (by_gguf, by_module) = (number(|n| Some(&n.gguf)), number(|n| n.module.as_ref()));
-        Names { sites, by_gguf, by_module, head: attention.head }
+        Names { places, sites: program.sites.len(), by_gguf, by_module, head: attention.head }
     }
 
-    fn name(&self, site: Site) -> &Name {
-        &self.sites[site.0 as usize]
+    fn name(&self, place: impl Into<usize>) -> &Name {
+        &self.places[place.into()]
     }
 
-    /// All sites.
+    /// All places.
+    pub fn places(&self) -> std::ops::Range<usize> {
+        0..self.places.len()
+    }
+
+    /// All products.
     pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
-        (0..self.sites.len() as u32).map(Site)
+        (0..self.sites as u32).map(Site)
     }
 
-    /// The name in GGUF adapter files, without `.lora_a` and `.lora_b`.
-    pub fn gguf(&self, site: Site) -> &str {
-        &self.name(site).gguf
+    /// The name in GGUF adapter files, without `.lora_a` and the like.
+    pub fn gguf(&self, place: impl Into<usize>) -> &str {
+        &self.name(place).gguf
     }
 
-    /// Whether the site is a head that multiplies with the embedding table.
-    pub fn tied(&self, site: Site) -> bool {
-        self.name(site).gguf != self.name(site).tensor
+    /// Whether the place is a head that multiplies with the embedding table.
+    pub fn tied(&self, place: impl Into<usize>) -> bool {
+        let name = self.name(place);
+        name.gguf != name.tensor
     }
 
-    /// The site of a name in a GGUF adapter file.
-    pub fn from_gguf(&self, name: &str) -> Option<Site> {
+    /// The place of a name in a GGUF adapter file.
+    pub fn from_gguf(&self, name: &str) -> Option<usize> {
         self.by_gguf.get(name).copied()
     }
 
-    /// The module path, without `base_model.model.`; `None` for a product that has no counterpart there.
-    pub fn module(&self, site: Site) -> Option<&str> {
-        self.name(site).module.as_deref()
+    /// The module path, without `base_model.model.`; `None` for what has no counterpart there.
+    pub fn module(&self, place: impl Into<usize>) -> Option<&str> {
+        self.name(place).module.as_deref()
     }
 
     /// The last part of the module path, which all layers share.
-    pub fn last(&self, site: Site) -> Option<&'static str> {
-        self.name(site).word.and_then(|w| w.module.rsplit('.').next())
+    pub fn last(&self, place: impl Into<usize>) -> Option<&'static str> {
+        self.name(place).word.and_then(|w| w.module.rsplit('.').next())
     }
 
-    /// The site of a module path.
-    pub fn from_module(&self, path: &str) -> Option<Site> {
+    /// The place of a module path.
+    pub fn from_module(&self, path: &str) -> Option<usize> {
         self.by_module.get(path).copied()
     }
 
-    /// The layer it lies in; `None` for the head.
-    pub fn layer(&self, site: Site) -> Option<usize> {
-        self.name(site).layer
+    /// The layer it lies in; `None` for what is outside them.
+    pub fn layer(&self, place: impl Into<usize>) -> Option<usize> {
+        self.name(place).layer
     }
 
-    /// Whether rows of the site lie in another order in GGUF than in the converted model.
-    pub(super) fn moves(&self, site: Site) -> bool {
-        self.name(site).heads != 0
+    /// Whether rows of the place lie in another order in GGUF than in the converted model.
+    pub(super) fn moves(&self, place: impl Into<usize>) -> bool {
+        self.name(place).heads != 0
     }
 
     /// The row, as GGUF keeps it, of row `i` of the converted model.
-    pub fn row(&self, site: Site, i: usize) -> usize {
-        if self.name(site).heads == 0 {
+    pub fn row(&self, place: impl Into<usize>, i: usize) -> usize {
+        if self.name(place).heads == 0 {
             return i;
         }
         let d = self.head;
@@ -171,19 +203,24 @@ impl Names {
         head * d + 2 * k + j
     }
 
-    /// Every way a site can be asked for, in parts between points; the longest ones hold all others as their ends.
-    pub(super) fn spellings(&self, site: Site) -> Vec<String> {
-        let Name { gguf, tensor, module, layer, word, .. } = self.name(site);
+    /// Every way a place can be asked for, in parts between points; the longest ones hold all others as their ends. There
+    /// are none for vectors that are no norms.
+    pub(super) fn spellings(&self, place: impl Into<usize>) -> Vec<String> {
+        let place = place.into();
+        let Name { gguf, tensor, module, layer, word, .. } = self.name(place);
+        if place >= self.sites && word.is_none() {
+            return vec![];
+        }
         let bare = |name: &str| name.strip_suffix(".weight").unwrap_or(name).to_owned();
         let mut all = vec![bare(gguf), bare(tensor)];
-        all.extend(module.iter().map(|m| format!("base_model.model.{m}")));
+        all.extend(module.iter().filter(|m| !m.is_empty()).map(|m| format!("base_model.model.{m}")));
         for word in word.iter().flat_map(|w| [w.short, w.group]) {
             match layer {
                 Some(n) => all.extend([format!("blk.{n}.{word}"), format!("layers.{n}.{word}")]),
                 None => all.push(word.into()),
             }
         }
-        if let Some(n) = layer {
+        if let Some(n) = layer.filter(|_| place < self.sites) {
             all.extend([format!("blk.{n}.all"), format!("layers.{n}.all")]);
         }
         all
@@ -219,8 +256,8 @@ pub(super) mod tests {
         assert_eq!(modules[5], "model.layers.1.mlp.gate_proj");
         assert_eq!(modules[6], "lm_head");
         for site in names.sites() {
-            assert_eq!(names.from_gguf(names.gguf(site)), Some(site));
-            assert_eq!(names.from_module(names.module(site).unwrap()), Some(site));
+            assert_eq!(names.from_gguf(names.gguf(site)), Some(site.into()));
+            assert_eq!(names.from_module(names.module(site).unwrap()), Some(site.into()));
         }
         assert_eq!(names.from_gguf("blk.2.attn_q.weight"), None);
         assert_eq!((names.last(Site(4)), names.layer(Site(4))), (Some("k_proj"), Some(1)));
@@ -231,7 +268,8 @@ pub(super) mod tests {
         let names = Names::of(&program(Pairs::Halves, true));
         let head = names.from_gguf("output.weight").unwrap();
         assert!(names.tied(head) && !names.tied(Site(0)));
-        assert_eq!(names.from_gguf("token_embd.weight"), None);
+        let table = names.from_gguf("token_embd.weight").unwrap();
+        assert_eq!((names.module(table), names.tied(table)), (Some("model.embed_tokens"), false));
         assert!(names.spellings(head).contains(&"token_embd".to_owned()));
     }
 

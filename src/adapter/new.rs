@@ -19,6 +19,7 @@ use super::targets::Targets;
 use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
+use crate::model::program::Spot;
 use crate::ops::Site;
 use crate::rng::Rng;
 use crate::tensor::Team;
@@ -76,11 +77,16 @@ impl Places {
         list.split(',').map(one).collect::<Result<_>>().map(Places)
     }
 
-    /// The number of every site that is meant.
-    fn of(&self, model: &Model, wrong: &mut Findings) -> Vec<Option<f64>> {
-        let mut all = vec![None; model.program().sites.len()];
+    /// The number of every place that is meant.
+    fn of(
+        &self,
+        select: &dyn Fn(&Targets) -> Result<Vec<bool>>,
+        places: usize,
+        wrong: &mut Findings,
+    ) -> Vec<Option<f64>> {
+        let mut all = vec![None; places];
         for (name, number) in &self.0 {
-            let Some(selected) = wrong.keep(name.select(model.program())) else { continue };
+            let Some(selected) = wrong.keep(select(name)) else { continue };
             let meant = all.iter_mut().zip(selected).filter(|(_, on)| *on);
             meant.for_each(|(to, _)| *to = to.or(Some(*number)));
         }
@@ -136,8 +142,17 @@ impl New {
         let mut wrong = Findings::default();
         let targets =
             self.targets.as_ref().map_or_else(|| Targets::parse(self.method.targets), |t| Ok(t.clone()));
-        let selected = wrong.keep(targets.and_then(|t| t.select(program))).unwrap_or_default();
-        let (ranks, alphas) = (self.ranks.of(model, &mut wrong), self.alphas.of(model, &mut wrong));
+        let spot = self.method.spot();
+        let what = match spot {
+            Spot::Product => "a product of this model",
+            Spot::Vector => "a norm of this model",
+            Spot::Table => "tokens, the embedding table",
+            Spot::Front => "front, what stands before a sequence",
+        };
+        let select = |t: &Targets| t.select_where(program, what, |i| program.spot(i) == spot);
+        let selected = wrong.keep(targets.and_then(|t| select(&t))).unwrap_or_default();
+        let of = |places: &Places, wrong: &mut Findings| places.of(&select, program.places(), wrong);
+        let (ranks, alphas) = (of(&self.ranks, &mut wrong), of(&self.alphas, &mut wrong));
         if let Some(rank) = ranks.iter().flatten().find(|r| r.fract() != 0.0) {
             wrong.push(Error::expected(Kind::Argument, "rank of a pattern", "a whole number", rank));
         }
@@ -154,11 +169,11 @@ impl New {
             wrong.push(Error::new(Kind::Argument, format!("{} has no alpha", self.method.name)));
         }
         let part = |(i, on): (usize, &bool)| {
-            let site = &program.sites[i];
+            let (inputs, outputs) = program.place_shape(i);
             let rank = ranks[i].map_or(self.rank, |r| r as usize);
             let alpha = alphas[i].or(self.alpha).unwrap_or(2.0 * rank as f64);
             let scale = Part::scale_of(alpha, rank, self.stabilised);
-            on.then(|| self.method.part(&names, Site(i as u32), rank, scale, (site.inputs, site.outputs)))
+            on.then(|| self.method.part(&names, i, Part::lora(rank, inputs, outputs, scale)))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
         if self.method.paired
@@ -175,24 +190,18 @@ impl New {
                 (part.rank, part.frozen) = (2 * part.rank, part.rank);
             }
         }
-        let mut layer = Layer::new(parts);
-        match self.init {
-            Init::Zero if self.method.paired => layer.start(&mut Rng::new(self.seed)),
-            Init::Zero => {}
-            init => {
-                let here: Vec<usize> =
-                    (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
-                let mut team = Team::new(threads)?;
-                team.each(here.len(), |_, at| layer.take_from(model, level, init, here[at], self.seed));
-            }
-        }
-        if layer.method().name == "vera" {
+        let mut layer = Layer::over(program, parts);
+        if self.method.name == "vera" {
             let shared = Shared::random(&names, layer.parts(), self.rank, &mut Rng::new(self.seed));
             layer = layer.sharing(shared);
-            layer.start_vectors();
         }
-        layer.start_factors();
-        layer.start_lengths(model, level);
+        if self.init == Init::Zero {
+            layer.begin(model, level, &mut Rng::new(self.seed));
+            return Ok(layer);
+        }
+        let here: Vec<usize> = (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
+        let mut team = Team::new(threads)?;
+        team.each(here.len(), |_, at| layer.take_from(model, level, self.init, here[at], self.seed));
         Ok(layer)
     }
 }

@@ -1,13 +1,12 @@
 //! One adapter: a layer and where it comes from, immutable, opened only over the base it fits.
 
-use super::layer::{Effect, Layer, Part};
+use super::layer::{Layer, Part};
 use super::manifest::{Hash, Manifest, template_hash, tokenizer_hash};
 use super::methods::Method;
 use super::{gguf, peft};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::model::program::Program;
-use crate::ops::Site;
 use crate::tensor::Identity;
 use onlay_kernels::Level;
 use sha2::{Digest, Sha256};
@@ -112,7 +111,8 @@ pub(super) fn judge(manifest: &Manifest, model: &Model, wrong: &mut Findings) ->
 /// "onlay adapter 1", n, then n × { name, u64 r, u64 inputs, u64 outputs, f32 s, A [r][inputs], B transposed [r][outputs] }
 /// ```
 /// for LoRA. Other methods begin with "onlay adapter 2" and the method's name; their numbers are those of
-/// [`Layer::params`], in front of which a part of (IA)³ says "outputs" or "inputs".
+/// [`Layer::params`], in front of which stands what else the part's effect must know (`Part::more` unless all 0, then a
+/// word: (IA)³ says "outputs" or "inputs").
 pub struct Adapter {
     name: String,
     lora: Layer,
@@ -135,18 +135,17 @@ impl Adapter {
     /// Everything about the layer that does not fit the program; `Numeric` for numbers that are not finite.
     pub fn new(name: &str, lora: Layer, manifest: Manifest, program: &Program) -> Result<Adapter> {
         let mut wrong = Findings::default();
-        Part::fits(lora.parts(), program, &mut wrong);
-        for (i, (site, part)) in program.sites.iter().zip(lora.parts()).enumerate() {
-            let paired = |p: &Part| matches!(p.effect, Effect::Lora | Effect::Dora);
-            let bad = |p: &Part| paired(p) && (p.rank == 0 || !p.scale.is_finite() || p.scale == 0.0);
-            if let Some(part) = part.filter(bad) {
+        Part::fit(lora.parts(), program, &mut wrong);
+        for (i, part) in lora.parts().iter().enumerate().take(program.places()) {
+            let at = || Place::Tensor(program.place_name(i).into());
+            let unscaled = |p: &Part| p.rules().scaled() && (!p.scale.is_finite() || p.scale == 0.0);
+            let unranked = |p: &Part| p.rules().most_rank(p) > 0 && p.rank == 0;
+            if let Some(part) = part.filter(|p| unscaled(p) || unranked(p)) {
                 let expected = "a rank above 0, a finite scale other than 0";
-                let error = Error::expected(Kind::Argument, "layer", expected, format!("{part:?}"));
-                wrong.push(error.at(Place::Tensor(site.name.clone())));
+                wrong.push(Error::expected(Kind::Argument, "layer", expected, format!("{part:?}")).at(at()));
             }
             if let Some(bad) = lora.params().read(i).iter().find(|v| !v.is_finite()) {
-                let error = Error::expected(Kind::Numeric, "numbers of the layer", "finite", bad);
-                wrong.push(error.at(Place::Tensor(site.name.clone())));
+                wrong.push(Error::expected(Kind::Numeric, "numbers of the layer", "finite", bad).at(at()));
             }
         }
         if !lora.settled() {
@@ -212,7 +211,7 @@ impl Adapter {
     /// `Mismatch`: everything that differs.
     pub fn fits(&self, program: &Program) -> Result<()> {
         let mut wrong = Findings::default();
-        Part::fits(self.lora.parts(), program, &mut wrong);
+        Part::fit(self.lora.parts(), program, &mut wrong);
         wrong.refuse("the adapter does not fit this base")
     }
 
@@ -236,14 +235,14 @@ impl Adapter {
         self.lora.method()
     }
 
-    /// What is at each site of the program.
+    /// What is at each place of the program.
     pub fn parts(&self) -> &[Option<Part>] {
         self.lora.parts()
     }
 
-    /// The numbers of a site, as [`Layer::params`].
-    pub fn numbers(&self, site: Site) -> impl std::ops::Deref<Target = Vec<f32>> + '_ {
-        self.lora.params().read(site.0 as usize)
+    /// The numbers of a place, as [`Layer::params`].
+    pub fn numbers(&self, place: impl Into<usize>) -> impl std::ops::Deref<Target = Vec<f32>> + '_ {
+        self.lora.params().read(place.into())
     }
 
     /// A layer with the same numbers, to go on learning.
@@ -267,8 +266,8 @@ fn identify(lora: &Layer, program: &Program) -> Hash {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
     }
-    let with = lora.parts().iter().zip(&program.sites).enumerate();
-    let mut parts: Vec<_> = with.filter_map(|(i, (p, s))| Some((&s.name, i, p.as_ref()?))).collect();
+    let with = lora.parts().iter().enumerate();
+    let mut parts: Vec<_> = with.filter_map(|(i, p)| Some((program.place_name(i), i, p.as_ref()?))).collect();
     parts.sort_unstable_by_key(|(name, ..)| *name);
     let mut hash = Sha256::new();
     let method = lora.method();
@@ -284,10 +283,11 @@ fn identify(lora: &Layer, program: &Program) -> Hash {
         text(&mut hash, name);
         [part.rank, part.inputs, part.outputs].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
         hash.update(part.scale.to_le_bytes());
-        match part.effect {
-            Effect::Lora | Effect::Dora | Effect::Vera => {}
-            Effect::Outputs => text(&mut hash, "outputs"),
-            Effect::Inputs => text(&mut hash, "inputs"),
+        if part.more != [0; 4] {
+            part.more.iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+        }
+        if !part.rules().tag().is_empty() {
+            text(&mut hash, part.rules().tag());
         }
         lora.params().read(i).iter().for_each(|v| hash.update(v.to_le_bytes()));
     }

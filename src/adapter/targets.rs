@@ -1,6 +1,7 @@
-//! Which products a layer is fastened to.
+//! Which places a layer is fastened to.
 //!
-//! A list of names between commas; a name takes every site that has a spelling which ends in it, part by part:
+//! A list of names between commas; a name takes every place that has a spelling which ends in it, part by part, and where
+//! the layer can be:
 //!
 //! ```text
 //! all                      every product inside the layers; not the head, as PEFT's `all-linear`
@@ -9,12 +10,14 @@
 //! attn_q  blk.0.attn_q.weight  output.weight  token_embd.weight        as GGUF calls them
 //! q_proj  self_attn.q_proj  model.layers.0.self_attn.q_proj  lm_head    as PEFT calls them
 //! blk.2-5.attn  layers.0.q  blk.*.ffn_*                                 ranges of layers, * inside a part
+//! norms  attn_norm  ffn_norm  output_norm  input_layernorm  model.norm  the vectors of norms
+//! tokens  front                                                         the embedding table; in front of sequences
 //! ```
 
 use super::layer::{Layer, Part};
 use super::names::Names;
 use crate::error::{Error, Findings, Kind, Result};
-use crate::model::program::Program;
+use crate::model::program::{Program, Spot};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -43,13 +46,24 @@ impl Targets {
         Ok(Targets(names))
     }
 
-    /// For every site of the program, whether it is meant.
+    /// For every place of the program, whether it is meant: products only.
     ///
     /// # Errors
-    /// `Argument`: every name that means no site, with those that are near it.
+    /// `Argument`: every name that means none, with those that are near it.
     pub fn select(&self, program: &Program) -> Result<Vec<bool>> {
+        self.select_where(program, "a product of this model", |i| program.spot(i) == Spot::Product)
+    }
+
+    /// The same of the places that `fits` allows; `what` they are called.
+    pub(super) fn select_where(
+        &self,
+        program: &Program,
+        what: &str,
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<Vec<bool>> {
         let names = Names::of(program);
-        let spellings: Vec<_> = names.sites().map(|s| names.spellings(s)).collect();
+        let spellings = |i| if fits(i) { names.spellings(i) } else { vec![] };
+        let spellings: Vec<_> = names.places().map(spellings).collect();
         let mut selected = vec![false; spellings.len()];
         let mut wrong = Findings::default();
         for target in &self.0 {
@@ -66,7 +80,7 @@ impl Targets {
                 wrong.push(Error::expected(
                     Kind::Argument,
                     "target",
-                    format!("a product of this model (near: {near})"),
+                    format!("{what} (near: {near})"),
                     format!("{target:?}"),
                 ));
             }
@@ -86,7 +100,7 @@ impl Targets {
         let mut wrong = Findings::default();
         let parts: Vec<_> = selected
             .iter()
-            .zip(&program.sites)
+            .zip(&program.sites) // products alone are meant
             .map(|(on, s)| on.then_some(Part::lora(rank, s.inputs, s.outputs, scale)))
             .collect();
         Part::check_all(&parts, program, &mut wrong);
@@ -155,7 +169,7 @@ mod tests {
     fn selected(list: &str) -> String {
         let program = program(Pairs::Adjacent, true);
         let on = Targets::parse(list).unwrap().select(&program).unwrap();
-        on.iter().map(|on| if *on { 'x' } else { '-' }).collect()
+        on.iter().take(7).map(|on| if *on { 'x' } else { '-' }).collect()
     }
 
     #[test]

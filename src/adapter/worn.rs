@@ -5,17 +5,21 @@
 //! y = y₀ + Σᵢ wᵢ·(yᵢ − y₀)          y₀ the base's product, yᵢ that with adapter i; in the order of the stack
 //! ```
 //! For LoRA that is `W·x + Σᵢ wᵢ·sᵢ·(x·Aᵢᵀ)·Bᵢᵀ`; gains of outputs (DoRA, (IA)³) add up to `1 + Σᵢ wᵢ·(gᵢ − 1)` once, here,
-//! and so do those of inputs. Both at one product would need a product with the base for each: that is refused.
+//! and so do those of inputs; what enters a product adds up to `x + Σᵢ wᵢ·(uᵢ − x)`, matrices and vectors that stand in for
+//! the base's to `W + Σᵢ wᵢ·(Wᵢ − W)`. Two kinds of these at one product would need a product with the base for each: that is
+//! refused. What stands in front of a sequence, or in place of embeddings, is one adapter's, with the weight 1.
 //!
 //! One adapter of weight 1 is that adapter, bit for bit; nothing worn is no delta at all. The hidden numbers of all
 //! adapters lie side by side, so a stack costs what one adapter of the ranks together costs.
 
-use super::layer::{Effect, turn};
+use super::effect::Rules;
+use super::layer::{Part, turn};
 use super::open::Adapter;
 use crate::error::{Error, Findings, Kind, Place, Result};
-use crate::model::program::Program;
-use crate::ops::{Delta, Site};
-use crate::tensor::{Block, Mat};
+use crate::model::Model;
+use crate::model::program::{Program, Spot};
+use crate::ops::{Delta, Lent, Site, VectorId};
+use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,10 +28,23 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Worn {
     stack: Vec<(Arc<Adapter>, f32)>,
-    /// For each site: what x is multiplied with.
-    entering: Vec<Option<Vec<f32>>>,
-    /// For each site: what W·x is multiplied with, and what the bias is.
+    /// Products of the program.
+    sites: usize,
+    /// For each of them, what the base multiplies.
+    entering: Vec<Option<Entering>>,
+    /// For each: what W·x is multiplied with, and what the bias is.
     leaving: Vec<Option<Leaving>>,
+    /// For each place: what stands in for the base's numbers.
+    standing: Vec<Option<Standing>>,
+}
+
+/// What is done to inputs.
+#[derive(Clone, Debug)]
+enum Entering {
+    /// All adapters have factors: these are they together.
+    Gains(Vec<f32>),
+    /// What the adapters in the stack say, by their numbers there.
+    All,
 }
 
 /// Gains of outputs.
@@ -38,13 +55,25 @@ struct Leaving {
     bias: Option<Vec<f32>>,
 }
 
+/// Numbers in place of the base's.
+#[derive(Clone, Debug)]
+enum Standing {
+    /// Those of one adapter in the stack, whose weight is 1.
+    Of(usize),
+    /// A weighted sum.
+    Sum(Arc<Slots<Vec<f32>>>),
+}
+
+const REFUSED: &str = "the adapters cannot be worn";
+
 impl Worn {
-    /// A stack for this program; adapters of weight 0 are left out.
+    /// A stack for this model; adapters of weight 0 are left out.
     ///
     /// # Errors
     /// Everything that does not fit: `Mismatch` for adapters of another program, `Argument` for weights that are not
-    /// finite.
-    pub fn new(program: &Program, mut stack: Vec<(Arc<Adapter>, f32)>) -> Result<Worn> {
+    /// finite, `Unsupported` for layers that cannot be worn together.
+    pub fn new(model: &Model, mut stack: Vec<(Arc<Adapter>, f32)>) -> Result<Worn> {
+        let program = model.program();
         let mut wrong = Findings::default();
         for (adapter, weight) in &stack {
             let weighted = adapter.parts().iter().flatten().map(|p| p.scale * weight);
@@ -54,33 +83,82 @@ impl Worn {
             }
             wrong.keep(adapter.fits(program));
         }
-        wrong.refuse("the adapters cannot be worn")?;
-        let mut wrong = Findings::default();
+        wrong.refuse(REFUSED)?;
         stack.retain(|(_, weight)| *weight != 0.0);
-        let mut worn = Worn { stack, entering: Vec::new(), leaving: Vec::new() };
+        let mut worn = Worn { stack, sites: program.sites.len(), ..Worn::default() };
+        worn.judge(program)?;
         for (i, site) in program.sites.iter().enumerate() {
-            let inputs = worn.gains(i, site.inputs, |effect| effect == Effect::Inputs);
-            let outputs =
-                worn.gains(i, site.outputs, |effect| matches!(effect, Effect::Dora | Effect::Outputs));
-            let of_bias = worn.gains(i, site.outputs, |effect| effect == Effect::Outputs);
-            if inputs.is_some() && outputs.is_some() {
-                let text = "gains of its inputs and of its outputs cannot be worn together";
-                wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(site.name.clone())));
-            }
-            worn.entering.push(inputs);
-            worn.leaving.push(outputs.map(|product| Leaving { product, bias: of_bias }));
+            let at = Site(i as u32);
+            worn.entering.push(worn.entering(at, site.inputs));
+            let gains = |layer: &super::Layer, rules: &dyn Rules| rules.output_gain(layer, at).map(|g| g.0);
+            let product = worn.gains(i, site.outputs, gains);
+            let of_bias = |layer: &super::Layer, rules: &dyn Rules| {
+                rules.output_gain(layer, at).filter(|(_, too)| *too).map(|g| g.0)
+            };
+            let bias = worn.gains(i, site.outputs, of_bias);
+            worn.leaving.push(product.map(|product| Leaving { product, bias }));
         }
-        wrong.refuse("the adapters cannot be worn").map(|()| worn)
+        for i in 0..program.places() {
+            worn.standing.push(worn.standing(model, i));
+        }
+        Ok(worn)
     }
 
-    /// `1 + Σ w·(g − 1)` over the adapters whose effect at a site is asked for; the gains themselves of one of weight 1.
-    fn gains(&self, site: usize, n: usize, asked: fn(Effect) -> bool) -> Option<Vec<f32>> {
+    /// Finds what cannot be worn together.
+    fn judge(&self, program: &Program) -> Result<()> {
+        let mut wrong = Findings::default();
+        for i in 0..program.places() {
+            let mut refuse = |text: &str| {
+                wrong
+                    .push(Error::new(Kind::Unsupported, text).at(Place::Tensor(program.place_name(i).into())))
+            };
+            let here = || self.here(i).map(|(_, part, _)| (part, part.rules()));
+            match program.spot(i) {
+                Spot::Vector => {}
+                Spot::Table | Spot::Front => {
+                    if here().count() > 1 || self.here(i).any(|(_, _, weight)| weight != 1.0) {
+                        refuse("only one adapter can be here, with a weight of 1");
+                    }
+                }
+                Spot::Product => {
+                    let site = Site(i as u32);
+                    let has = |f: &dyn Fn(&dyn Rules) -> bool| here().any(|(_, rules)| f(rules));
+                    let turned = self
+                        .here(i)
+                        .any(|(k, p, _)| p.rules().output_gain(self.stack[k].0.lora(), site).is_some());
+                    let kinds = [has(&|r| r.enters()), turned, has(&|r| r.replaces())];
+                    if kinds.iter().filter(|k| **k).count() > 1 {
+                        refuse(
+                            "gains of its inputs and of its outputs, or another matrix, cannot be worn together",
+                        );
+                    }
+                    if has(&|r| r.follows()) && here().count() > 1 {
+                        refuse("a layer behind a product cannot be worn together with another at it");
+                    }
+                }
+            }
+        }
+        wrong.refuse(REFUSED)
+    }
+
+    /// The adapters with a part at a place: the number in the stack, the part, the weight.
+    fn here(&self, i: usize) -> impl Iterator<Item = (usize, &Part, f32)> {
+        let all = self.stack.iter().enumerate();
+        all.filter_map(move |(k, (a, weight))| Some((k, a.parts().get(i)?.as_ref()?, *weight)))
+    }
+
+    /// `1 + Σ w·(g − 1)` over the adapters that have gains at a site; the gains themselves of one of weight 1.
+    fn gains(
+        &self,
+        site: usize,
+        n: usize,
+        gains: impl Fn(&super::Layer, &dyn Rules) -> Option<Vec<f32>>,
+    ) -> Option<Vec<f32>> {
         let mut sum: Option<Vec<f32>> = None;
-        for (adapter, weight) in &self.stack {
-            let layer = adapter.lora();
-            let Some(gains) = layer.gains(Site(site as u32), asked) else { continue };
+        for (k, part, weight) in self.here(site) {
+            let Some(gains) = gains(self.stack[k].0.lora(), part.rules()) else { continue };
             match &mut sum {
-                None if *weight == 1.0 => sum = Some(gains),
+                None if weight == 1.0 => sum = Some(gains),
                 sum => {
                     let sum = sum.get_or_insert_with(|| vec![1.0; n]);
                     sum.iter_mut().zip(gains).for_each(|(s, g)| *s += weight * (g - 1.0));
@@ -88,6 +166,53 @@ impl Worn {
             }
         }
         sum
+    }
+
+    fn entering(&self, site: Site, inputs: usize) -> Option<Entering> {
+        let i = site.into();
+        let mut with = self.here(i).filter(|(_, p, _)| p.rules().enters()).peekable();
+        with.peek()?;
+        let all = with.all(|(k, p, _)| p.rules().input_gain(self.stack[k].0.lora(), site).is_some());
+        if !all {
+            return Some(Entering::All);
+        }
+        self.gains(i, inputs, |layer, rules| rules.input_gain(layer, site)).map(Entering::Gains)
+    }
+
+    fn standing(&self, model: &Model, i: usize) -> Option<Standing> {
+        let program = model.program();
+        let stands = |p: &Part| p.rules().replaces() || p.rules().spot() == Spot::Vector;
+        let with: Vec<_> = self.here(i).filter(|(_, p, _)| stands(p)).collect();
+        let (&(k, _, weight), rest) = with.split_first()?;
+        if rest.is_empty() && weight == 1.0 {
+            return Some(Standing::Of(k));
+        }
+        let base = match program.spot(i) {
+            Spot::Vector => model.bound().vector(VectorId((i - self.sites) as u32)).to_vec(),
+            _ => {
+                let matrix = model.bound().matrix(program.matrix_at(Site(i as u32)));
+                let mut all = vec![0.0; matrix.rows * matrix.cols];
+                let rows = all.chunks_exact_mut(matrix.cols).enumerate();
+                rows.for_each(|(row, to)| matrix.decode_row(row, to));
+                all
+            }
+        };
+        let mut sum = base.clone();
+        for (k, _, weight) in with {
+            let numbers = self.stack[k].0.lora().params().read(i);
+            let each = sum.iter_mut().zip(&base).zip(&*numbers);
+            each.for_each(|((sum, base), v)| *sum += weight * (v - base));
+        }
+        let mut sum = Some(sum);
+        Some(Standing::Sum(Arc::new(Slots::new(1, |_| sum.take().unwrap_or_default()))))
+    }
+
+    /// What stands in for the base's numbers at a place.
+    fn lent(&self, i: usize) -> Option<Lent<'_>> {
+        Some(match self.standing.get(i)?.as_ref()? {
+            Standing::Of(k) => self.stack[*k].0.lora().params().read(i),
+            Standing::Sum(sum) => sum.read(0),
+        })
     }
 
     /// Whether the bias of a site is changed.
@@ -98,7 +223,16 @@ impl Worn {
     /// What x is multiplied with at a site, and what W·x is.
     pub(super) fn gains_at(&self, site: Site) -> (Option<&[f32]>, Option<&[f32]>) {
         let i = site.0 as usize;
-        (self.entering[i].as_deref(), self.leaving[i].as_ref().map(|l| &l.product[..]))
+        let entering = match &self.entering[i] {
+            Some(Entering::Gains(gains)) => Some(&gains[..]),
+            _ => None,
+        };
+        (entering, self.leaving[i].as_ref().map(|l| &l.product[..]))
+    }
+
+    /// The one adapter that is in front of sequences or in the table: what `ask` says of it.
+    fn first<'a, T>(&'a self, mut ask: impl FnMut(&'a super::Layer) -> Option<T>) -> Option<T> {
+        self.stack.iter().find_map(|(a, _)| ask(a.lora()))
     }
 
     /// What the model's products are told; `None` if nothing is worn.
@@ -116,17 +250,16 @@ impl Worn {
         program.widest(|site| self.width(site))
     }
 
-    /// The adapters with a part at a site, each with its weight and the place of its hidden numbers.
-    fn at(&self, site: Site) -> impl Iterator<Item = (&Adapter, f32, usize, usize)> {
-        self.stack
-            .iter()
-            .map(move |(a, weight)| (&**a, *weight, a.lora().width(site)))
-            .filter(|(.., width)| *width > 0)
-            .scan(0, |next, (a, weight, width)| {
+    /// The adapters with hidden numbers at a site, each with its weight and the place of its hidden numbers.
+    fn at(&self, site: Site) -> impl Iterator<Item = (&super::Layer, &Part, f32, usize)> {
+        self.here(site.into()).filter(|(_, p, _)| p.rules().width(p) > 0).scan(
+            0,
+            |next, (k, part, weight)| {
                 let first = *next;
-                *next += width;
-                Some((a, weight, first, width))
-            })
+                *next += part.rules().width(part);
+                Some((self.stack[k].0.lora(), part, weight, first))
+            },
+        )
     }
 }
 
@@ -135,9 +268,33 @@ impl Delta for Worn {
         self.entering.get(site.0 as usize).is_some_and(Option::is_some)
     }
 
-    fn enter(&self, _: Level, site: Site, _: usize, x: Mat<'_>, u: &mut [f32], _: &mut Vec<f32>) {
-        let gains = self.entering[site.0 as usize].as_deref();
-        super::ia3::scale(gains.expect("asked only where it enters"), x.data(), u);
+    fn enter(&self, level: Level, site: Site, _: usize, x: Mat<'_>, u: &mut [f32], spare: &mut Vec<f32>) {
+        let i = site.0 as usize;
+        if let Some(Entering::Gains(gains)) = &self.entering[i] {
+            return super::ia3::scale(gains, x.data(), u);
+        }
+        let with = || self.here(i).filter(|(_, p, _)| p.rules().enters());
+        if let (Some((k, part, 1.0)), None) = (with().next(), with().nth(1)) {
+            return part.rules().enter(self.stack[k].0.lora(), level, site, None, x, u, spare);
+        }
+        // u₁ behind what each adapter needs of the memory
+        u.copy_from_slice(x.data());
+        let (rows, k) = (x.rows(), x.cols());
+        let mut own = std::mem::take(spare);
+        own.resize(k.max(own.len()), 0.0);
+        for (at, part, weight) in with() {
+            for row in 0..rows {
+                let (one, to) = (x.part(row..row + 1), &mut own[..k]);
+                part.rules().enter(self.stack[at].0.lora(), level, site, None, one, to, spare);
+                let u = &mut u[row * k..(row + 1) * k];
+                u.iter_mut().zip(&*to).zip(one.data()).for_each(|((u, v), x)| *u += weight * (v - x));
+            }
+        }
+        *spare = own;
+    }
+
+    fn matrix(&self, site: Site) -> Option<Lent<'_>> {
+        self.lent(site.into())
     }
 
     fn leaves(&self, site: Site) -> bool {
@@ -162,13 +319,13 @@ impl Delta for Worn {
         x: Mat<'_>,
         units: Range<usize>,
         h: &mut [f32],
-        _: &mut Vec<f32>,
+        spare: &mut Vec<f32>,
     ) {
-        for (adapter, _, first, width) in self.at(site) {
-            let (from, to) = (units.start.max(first), units.end.min(first + width));
+        for (layer, part, _, first) in self.at(site) {
+            let (from, to) = (units.start.max(first), units.end.min(first + part.rules().width(part)));
             if from < to {
-                let h = &mut h[from - units.start..];
-                adapter.lora().hidden(level, site, x, from - first..to - first, h, units.len());
+                let (h, own) = (&mut h[from - units.start..], from - first..to - first);
+                part.rules().prepare(layer, level, site, None, x, own, h, units.len(), spare);
             }
         }
     }
@@ -184,8 +341,45 @@ impl Delta for Worn {
         rows: Range<usize>,
         spare: &mut Vec<f32>,
     ) {
-        for (adapter, weight, at, _) in self.at(site) {
-            adapter.lora().low_rank(level, site, weight, &h[at..], stride, first, y, rows.clone(), spare);
+        for (layer, part, weight, at) in self.at(site) {
+            let (h, rows) = (&h[at..], rows.clone());
+            part.rules().finish(layer, level, site, weight, h, stride, first, y, rows, spare);
+        }
+    }
+
+    fn follows(&self, site: Site) -> bool {
+        self.here(site.into()).any(|(_, p, _)| p.rules().follows())
+    }
+
+    fn follow(&self, level: Level, site: Site, _: usize, mut y: MatMut<'_>, spare: &mut Vec<f32>) {
+        for (k, part, weight) in self.here(site.into()).filter(|(_, p, _)| p.rules().follows()) {
+            part.rules().follow(self.stack[k].0.lora(), level, site, weight, None, y.again(), spare);
+        }
+    }
+
+    fn vector(&self, id: VectorId) -> Option<Lent<'_>> {
+        self.lent(self.sites + id.0 as usize)
+    }
+
+    fn embeds(&self) -> bool {
+        self.stack.iter().any(|(a, _)| a.lora().embeds())
+    }
+
+    fn embedding(&self, token: u32, row: &mut [f32]) -> bool {
+        self.first(|layer| layer.embedding(token, row).then_some(())).is_some()
+    }
+
+    fn virtual_tokens(&self) -> usize {
+        self.first(|layer| Some(layer.virtual_tokens()).filter(|n| *n > 0)).unwrap_or(0)
+    }
+
+    fn prefix(&self) -> usize {
+        self.first(|layer| Some(layer.prefix()).filter(|n| *n > 0)).unwrap_or(0)
+    }
+
+    fn prefix_row(&self, layer: usize, position: usize, key: &mut [f32], value: &mut [f32]) {
+        if let Some(with) = self.first(|layer| (layer.prefix() > 0).then_some(layer)) {
+            with.prefix_row(layer, position, key, value);
         }
     }
 }

@@ -52,7 +52,7 @@ impl Seat {
     /// Changes what is attached, if all of it can be worn.
     fn wear(&self, state: &mut State, stack: Vec<(Arc<Adapter>, f32)>) -> Done {
         let program = self.model.program();
-        let worn = Worn::new(program, stack)?;
+        let worn = Worn::new(&self.model, stack)?;
         let hidden = worn.hidden(program);
         if hidden > self.hidden {
             let most = format!("at most {} hidden numbers (adapter_rank of the session)", self.hidden);

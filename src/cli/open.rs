@@ -44,7 +44,7 @@ pub fn worn(model: &Model, wear: &Wear) -> Result<Option<Arc<Worn>>> {
         stack.push((Arc::new(adapter), one.weight));
     }
     wrong.refuse("the adapters cannot be used")?;
-    Ok(Some(Arc::new(Worn::new(model.program(), stack)?)))
+    Ok(Some(Arc::new(Worn::new(model, stack)?)))
 }
 
 /// The same as a layer of a session; `None` where nothing is left to wear.

@@ -98,6 +98,19 @@ pub struct Turning {
     pub frequencies: Vec<f64>,
 }
 
+/// Kinds of places where a layer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Spot {
+    /// Around a product.
+    Product,
+    /// In place of a vector.
+    Vector,
+    /// In place of rows of the embedding table.
+    Table,
+    /// In front of a sequence.
+    Front,
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -186,6 +199,58 @@ impl Program {
         let linears = steps.filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
         let sums = linears.map(|l| l.outputs.iter().map(|o| width(o.site)).sum());
         sums.chain([width(self.head.site)]).max().unwrap_or(0)
+    }
+
+    /// What kind of place it is.
+    pub fn spot(&self, i: usize) -> Spot {
+        match i {
+            _ if i < self.sites.len() => Spot::Product,
+            _ if i < self.table_place() => Spot::Vector,
+            _ if i == self.table_place() => Spot::Table,
+            _ => Spot::Front,
+        }
+    }
+
+    /// Places where a layer may be: the sites, the vectors, the embedding table, and the front of a sequence, in this order.
+    pub fn places(&self) -> usize {
+        self.sites.len() + self.vectors.len() + 2
+    }
+
+    /// The place of a vector.
+    pub fn vector_place(&self, id: VectorId) -> usize {
+        self.sites.len() + id.0 as usize
+    }
+
+    /// The place of the embedding table.
+    pub fn table_place(&self) -> usize {
+        self.sites.len() + self.vectors.len()
+    }
+
+    /// The place in front of a sequence.
+    pub fn front_place(&self) -> usize {
+        self.table_place() + 1
+    }
+
+    /// What a place is called: the tensor's name where there is one.
+    pub fn place_name(&self, i: usize) -> &str {
+        let vectors = self.sites.len();
+        match i {
+            _ if i < vectors => &self.sites[i].name,
+            _ if i < self.table_place() => &self.vectors[i - vectors].name,
+            _ if i == self.table_place() => &self.matrices[0].name,
+            _ => "front",
+        }
+    }
+
+    /// Inputs and outputs of a place: a vector has only outputs; a row of the table is as long as the residual stream, which
+    /// goes in front of a sequence too.
+    pub fn place_shape(&self, i: usize) -> (usize, usize) {
+        let vectors = self.sites.len();
+        match i {
+            _ if i < vectors => (self.sites[i].inputs, self.sites[i].outputs),
+            _ if i < self.table_place() => (0, self.vectors[i - vectors].len),
+            _ => (0, self.width),
+        }
     }
 
     /// The site called `name`.

@@ -12,6 +12,13 @@ use std::sync::RwLockReadGuard;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site(pub u32);
 
+/// Its number.
+impl From<Site> for usize {
+    fn from(site: Site) -> usize {
+        site.0 as usize
+    }
+}
+
 /// Numbers that a layer lends while they are used.
 pub type Lent<'a> = RwLockReadGuard<'a, Vec<f32>>;
 

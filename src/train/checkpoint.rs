@@ -194,7 +194,7 @@ impl Progress {
 /// The arrays of a run, one slot per site; slots of length 0 are left out.
 #[derive(Clone)]
 pub struct Arrays<'a> {
-    /// The sites' names.
+    /// The places' names.
     pub names: &'a [String],
     /// What they are called and where they lie.
     pub sets: Vec<(&'static str, &'a Slots<Vec<f32>>)>,

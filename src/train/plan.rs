@@ -317,9 +317,9 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     }
     terms.set("method", layer.method().name);
     terms.set("initial-layer", Identity::hex(&numbers(layer)));
-    for (part, site) in layer.parts().iter().zip(&model.program().sites) {
+    for (i, part) in layer.parts().iter().enumerate() {
         if let Some(p) = part {
-            terms.set(format!("layer.{}", site.name), p.to_string());
+            terms.set(format!("layer.{}", model.program().place_name(i)), p.to_string());
         }
     }
     terms.set("dropout", o.dropout);

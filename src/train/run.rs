@@ -34,7 +34,7 @@ pub struct Run {
     options: RunOptions,
     plan: RunPlan,
     terms: Terms,
-    /// Names of the sites, for checkpoints.
+    /// Names of the places, for checkpoints.
     names: Vec<String>,
     progress: Progress,
     checkpoints: Option<Checkpoints>,
@@ -89,7 +89,8 @@ impl Run {
         let o = &options;
         let order = Order::new(data.train.units(), o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
         layer.learn(plan.options.rows, o.dropout, o.seed)?;
-        let names = model.program().sites.iter().map(|s| s.name.clone()).collect();
+        let program = model.program();
+        let names = (0..layer.parts().len()).map(|i| program.place_name(i).to_owned()).collect();
         let mut trainer = Trainer::new(model, Arc::new(layer), plan.options.clone())?;
         trainer.set_packing(o.pack);
         let objective = plan.goal.objective;

@@ -106,7 +106,7 @@ impl std::fmt::Debug for Trainer {
 /// The first segment with a backward pass, and the registers in it whose gradients lead to a part of the layer.
 fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
     let program = model.program();
-    let learned: Vec<bool> = layer.parts().iter().map(Option::is_some).collect();
+    let learned: Vec<bool> = layer.parts()[..program.sites.len()].iter().map(Option::is_some).collect();
     let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
     let lowest = segments.min().unwrap_or(program.segments.len());
     let mut wanted = vec![false; program.registers.len()];
@@ -421,10 +421,10 @@ impl Trainer {
 
     fn grad_norm(&self) -> Result<f64> {
         let mut sum = 0.0;
-        for (i, site) in self.model.program().sites.iter().enumerate() {
+        for i in 0..self.layer.parts().len() {
             let squares = math::squares(self.options.level, &self.layer.grads().read(i));
             if !squares.is_finite() {
-                let place = Place::Tensor(site.name.clone());
+                let place = Place::Tensor(self.model.program().place_name(i).into());
                 return Err(
                     Error::expected(Kind::Numeric, "gradient of the layer", "finite", squares).at(place)
                 );

@@ -5,7 +5,6 @@ use super::super::methods::Method;
 use super::super::names::Names;
 use super::super::pattern::Pattern;
 use crate::error::{Error, Findings, Kind, Place, Result};
-use crate::ops::Site;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -264,7 +263,7 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
         return make_ia3(names, parts, base_name);
     }
     let with: Vec<_> =
-        names.sites().filter_map(|s| Some((s, parts[s.0 as usize]?, names.module(s)?.to_owned()))).collect();
+        names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
     let alpha = most_common(with.iter().map(|(_, p, _)| alpha_of(p).to_bits())).map_or(1.0, f64::from_bits);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
@@ -321,7 +320,7 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
 /// A configuration of (IA)³; `feedforward_modules` are among the targets, by the same names.
 fn make_ia3(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
     let with = |parts: &[Option<Part>]| -> Vec<_> {
-        let all = names.sites().filter_map(|s| Some((s, parts[s.0 as usize]?, names.module(s)?.to_owned())));
+        let all = names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned())));
         all.collect()
     };
     let only: Vec<_> = parts.iter().map(|p| p.filter(|p| p.effect == Effect::Inputs)).collect();
@@ -345,12 +344,16 @@ fn make_ia3(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> V
 }
 
 /// Short names where every layer has the product, whole paths where only some do.
-fn modules(names: &Names, parts: &[Option<Part>], with: &[(Site, Part, String)]) -> Vec<String> {
-    let everywhere =
-        |last| names.sites().filter(|s| names.last(*s) == Some(last)).all(|s| parts[s.0 as usize].is_some());
+fn modules(names: &Names, parts: &[Option<Part>], with: &[(usize, Part, String)]) -> Vec<String> {
+    let everywhere = |last| {
+        names
+            .places()
+            .filter(|i| names.last(*i) == Some(last))
+            .all(|i| parts.get(i).is_some_and(Option::is_some))
+    };
     let mut all: Vec<String> = Vec::new();
-    for (site, _, module) in with {
-        let name = match names.last(*site) {
+    for (place, _, module) in with {
+        let name = match names.last(*place) {
             Some(last) if everywhere(last) => last.into(),
             _ => module.clone(),
         };

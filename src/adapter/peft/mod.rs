@@ -17,15 +17,14 @@ mod config;
 mod tensors;
 
 use super::contents::{self, Contents, Form};
-use super::gather::{Gather, Half, Terms, Which};
-use super::layer::{Effect, Part};
+use super::effect::Key;
+use super::gather::{Gather, Half, Terms, all_keys, key_of};
 use super::manifest::Manifest;
 use super::names::Names;
 use super::open::{Adapter, Found, judge};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::{directory_of, flush_directory, write_atomically};
 use crate::model::Model;
-use crate::ops::Site;
 use config::Config;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -33,11 +32,8 @@ use tensors::{Matrix, Tensors};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
-const LENGTHS: &str = ".lora_magnitude_vector";
 /// What VeRA's products share.
-const SHARED: [(&str, Which); 2] = [("base_model.vera_A", Which::A), ("base_model.vera_B", Which::B)];
-/// Tensors of one dimension.
-const VECTORS: [&str; 3] = [LENGTHS, ".vera_lambda_d", ".vera_lambda_b"];
+const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
@@ -54,29 +50,30 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let mut gather = Gather::new(model.program(), &names, wrong);
     for name in tensors.names() {
         let half = || -> Result<_> {
-            let (rows, cols) = tensors.shape(&name, VECTORS.iter().any(|end| name.ends_with(end)))?;
+            let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
+            let (rows, cols) = tensors.shape(&name, flat)?;
             let (tensors, name) = (&tensors, name.clone());
             Ok(Half { name: name.clone(), rows, cols, numbers: Box::new(move || tensors.numbers(&name)) })
         };
-        if let Some(which) = SHARED.iter().find(|(shared, _)| *shared == name) {
-            gather.put_shared(which.1, shown(&name), half());
+        if let Some(which) = SHARED.iter().position(|shared| *shared == name) {
+            gather.put_shared(which, shown(&name), half());
             continue;
         }
-        match site_of(&names, &config, &name) {
+        match place_of(&names, &config, &name) {
             Ok(None) => {}
-            Ok(Some((site, which))) => gather.put(site, which, shown(&name), half()),
+            Ok(Some((place, key))) => gather.put(place, key, shown(&name), half()),
             Err(e) => gather.wrong.push(e.at(shown(&name))),
         }
     }
     let lora = gather.finish(
-        |site, rank| {
-            if rank == 0 {
+        |place, part| {
+            if !part.rules().scaled() {
                 return Ok(Terms { scale: 0.0, moved: true });
             }
-            let module = names.module(site).unwrap_or_default();
-            Ok(Terms { scale: config.scale(module, rank)?, moved: true })
+            let module = names.module(place).unwrap_or_default();
+            Ok(Terms { scale: config.scale(module, part.rank)?, moved: true })
         },
-        |_, _| Ok(()),
+        |_, _, _| Ok(()),
     )?;
     if lora.method().name != config.method {
         let (expected, found) = (config.method, lora.method().name);
@@ -130,41 +127,37 @@ fn shown(name: &str) -> Place {
     Place::Tensor(name.chars().take(120).collect())
 }
 
-/// Which matrix a tensor is; `None` for those of the base.
-fn site_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(Site, Which)>> {
+/// Which tensor of which place one is; `None` for those of the base.
+fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usize, &'static Key)>> {
     let unsupported = |text: &str| Err(Error::new(Kind::Unsupported, text));
     let path = tensor.strip_prefix(ROOT).unwrap_or(tensor);
     if path.ends_with(".base_layer.weight") || path.ends_with(".base_layer.bias") {
         return Ok(None);
     }
-    let halves = [
-        (".lora_A.weight", Which::A),
-        (".lora_B.weight", Which::B),
-        (LENGTHS, Which::M),
-        (".ia3_l", Which::L),
-        (".vera_lambda_d", Which::D),
-        (".vera_lambda_b", Which::V),
-    ];
-    let Some((module, which)) = halves.iter().find_map(|(end, w)| Some((path.strip_suffix(end)?, *w))) else {
+    let Some((module, key)) = key_of(path, |key| key.peft) else {
+        let text = format!(
+            "is no tensor of a layer (whole trained modules are not supported): expected one that ends in {}",
+            all_keys(|key| key.peft)
+        );
         return match () {
             () if path.contains(".lora_embedding_") => {
                 unsupported("a layer around the token embedding is not supported yet")
             }
             () if path.ends_with(".bias") => unsupported("trained biases are not supported yet"),
-            () => unsupported("is no matrix of a LoRA (whole trained modules are not supported yet)"),
+            () => unsupported(&text),
         };
     };
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
-    let Some(site) = names.from_module(module) else {
+    let Some(place) = names.from_module(module) else {
         let shown: String = module.chars().take(80).collect();
         return Err(Error::new(Kind::Mismatch, format!("this base has no product {shown}")));
     };
     if !config.targets(module) {
         return Err(Error::new(Kind::Mismatch, "target_modules do not name it, so PEFT would pass over it"));
     }
-    Ok(Some((site, which)))
+    Ok(Some((place, key)))
 }
 
 /// Writes an adapter of this model as a directory.
@@ -176,54 +169,27 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let names = Names::of(model.program());
     let mut wrong = Findings::default();
     let mut matrices = Vec::new();
-    for (site, part) in names.sites().zip(adapter.parts()) {
+    for (i, part) in adapter.parts().iter().enumerate() {
         let Some(part) = *part else { continue };
-        let Part { rank, inputs, outputs, .. } = part;
-        let Some(module) = names.module(site) else {
+        let Some(module) = names.module(i) else {
             let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
-            wrong.push(error.at(Place::Tensor(names.gguf(site).into())));
+            wrong.push(error.at(Place::Tensor(names.gguf(i).into())));
             continue;
         };
-        let names = &names;
-        let a = move || adapter.numbers(site)[..rank * inputs].to_vec();
-        let b = move || {
-            let numbers = adapter.numbers(site);
-            let b = &numbers[rank * inputs..part.pair()];
-            let rows = (0..outputs).map(|o| names.row(site, o));
-            rows.flat_map(|o| (0..rank).map(move |j| b[j * outputs + o])).collect()
-        };
-        let name = |half| format!("{ROOT}{module}.lora_{half}.weight");
-        let vector = move || {
-            let numbers = adapter.numbers(site);
-            let v = &numbers[if part.effect == Effect::Vera { rank } else { part.pair() }..];
-            match part.effect {
-                Effect::Inputs => v.to_vec(),
-                _ => (0..outputs).map(|o| v[names.row(site, o)]).collect(),
-            }
-        };
-        if part.pair() > 0 {
-            matrices.push(Matrix { name: name("A"), shape: vec![rank, inputs], numbers: Box::new(a) });
-            matrices.push(Matrix { name: name("B"), shape: vec![outputs, rank], numbers: Box::new(b) });
+        let (names, mut first) = (&names, 0);
+        for tensor in part.rules().tensors(&part) {
+            let here = first..first + tensor.len();
+            first = here.end;
+            let (name, shape) = (format!("{ROOT}{module}{}", tensor.key.peft), tensor.shape());
+            let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
+            matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
-        if part.effect == Effect::Vera {
-            let numbers = move || adapter.numbers(site)[..rank].to_vec();
-            let name = format!("{ROOT}{module}.vera_lambda_d");
-            matrices.push(Matrix { name, shape: vec![rank], numbers: Box::new(numbers) });
-        }
-        let (end, shape) = match part.effect {
-            Effect::Lora => continue,
-            Effect::Dora => (LENGTHS, vec![outputs]),
-            Effect::Outputs => (".ia3_l", vec![outputs, 1]),
-            Effect::Inputs => (".ia3_l", vec![1, inputs]),
-            Effect::Vera => (".vera_lambda_b", vec![outputs]),
-        };
-        matrices.push(Matrix { name: format!("{ROOT}{module}{end}"), shape, numbers: Box::new(vector) });
     }
     if let Some(s) = adapter.lora().shared() {
         let rows = move || (0..s.outputs).flat_map(move |o| (0..s.rank).map(move |j| (o, j)));
         let b = move || rows().map(|(o, j)| s.b[j * s.outputs + o]).collect();
         let a = move || s.a.clone();
-        let (a_name, b_name) = (SHARED[0].0.into(), SHARED[1].0.into());
+        let (a_name, b_name) = (SHARED[0].into(), SHARED[1].into());
         matrices.push(Matrix { name: a_name, shape: vec![s.rank, s.inputs], numbers: Box::new(a) });
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }

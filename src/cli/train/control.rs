@@ -3,10 +3,9 @@
 use super::Args;
 use crate::cli::{options, stop, terminal};
 use anyhow::{Context, Result, bail};
-use onlay::adapter::{Adapter, Effect, Lora, Part, Worn};
+use onlay::adapter::{Adapter, Worn};
 use onlay::eval::{Forgetting, forgetting, within};
 use onlay::model::{Model, Options, Runner};
-use onlay::ops::Site;
 use onlay::train::Set;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -61,10 +60,11 @@ pub fn hold(
     eval: &Set,
 ) -> Result<(Adapter, Control)> {
     let adapter = Arc::new(adapter);
-    let wear = |scale: f32| Worn::new(model.program(), vec![(Arc::clone(&adapter), scale)]);
+    let wear = |scale: f32| Worn::new(model, vec![(Arc::clone(&adapter), scale)]);
     let longest = control.examples.iter().chain(&eval.examples).map(|e| e.rows()).max().unwrap_or(1).max(1);
+    let level = options::level()?;
     let options = Options {
-        level: options::level()?,
+        level,
         threads: args.machine.count(),
         positions: 2 * longest,
         sequences: 2,
@@ -106,39 +106,13 @@ pub fn hold(
     if let Some(Value::Object(metrics)) = &mut manifest.metrics {
         metrics.insert("control".into(), done.json());
     }
-    let scaled = Adapter::new(adapter.name(), times(&adapter, scale), manifest, model.program())
-        .context("the scaled layer")?;
+    let mut layer = adapter.to_lora();
+    if scale != 1.0 {
+        // a run whose method has no such numbers is refused before it starts
+        layer = layer.times(scale).context("this layer cannot be scaled")?;
+        layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
+    }
+    let scaled =
+        Adapter::new(adapter.name(), layer, manifest, model.program()).context("the scaled layer")?;
     Ok((scaled, done))
-}
-
-/// The layer, counting `scale` times what it did: the same numbers as wearing it with that weight. DoRA has none such; a
-/// run that might ask for it is refused before it starts.
-fn times(adapter: &Adapter, scale: f32) -> Lora {
-    if scale == 1.0 {
-        return adapter.to_lora();
-    }
-    let paired = adapter.parts().iter().flatten().all(|p| p.effect == Effect::Lora);
-    if paired {
-        let part = |p: &Option<Part>| p.map(|p| Part { scale: p.scale * scale, ..p });
-        let lora = Lora::new(adapter.parts().iter().map(part).collect());
-        for i in 0..adapter.parts().len() {
-            lora.params().get(i).copy_from_slice(&adapter.numbers(Site(i as _)));
-        }
-        return lora;
-    }
-    let layer = adapter.to_lora();
-    for (i, part) in adapter.parts().iter().enumerate() {
-        let Some(part) = part else { continue };
-        let mut numbers = layer.params().get(i);
-        match part.effect {
-            // factors of 1 do nothing
-            Effect::Outputs | Effect::Inputs => {
-                numbers.iter_mut().for_each(|l| *l = 1.0 + scale * (*l - 1.0))
-            }
-            // what comes out is scaled last
-            Effect::Vera => numbers[part.rank..].iter_mut().for_each(|l| *l *= scale),
-            Effect::Lora | Effect::Dora => unreachable!("not in a layer of this method"),
-        }
-    }
-    layer
 }

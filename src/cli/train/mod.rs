@@ -148,7 +148,7 @@ fn finish(args: &Args, model: &Arc<Model>, done: &Done, prompts: &[String], watc
     let samples = if prompts.is_empty() {
         Vec::new()
     } else {
-        let worn = Arc::new(Worn::new(model.program(), vec![(Arc::clone(adapter), 1.0)])?);
+        let worn = Arc::new(Worn::new(model, vec![(Arc::clone(adapter), 1.0)])?);
         samples::take(model, &worn, prompts, SAMPLE, &args.machine, &args.kv)?
     };
     if let Some(path) = &args.report {
