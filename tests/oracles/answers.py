@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict
-from safetensors.numpy import save_file
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.numpy import load_file, save_file
 
 from make_curves import SETTINGS, rows_of
 from make_gradients import first_label, masked_rows, mean_loss
@@ -32,6 +32,14 @@ def peft_named(model):
     named = {k: p for k, p in named.items() if any(p is t for t in trained.values())}
     assert len(named) == len(trained), (sorted(named), sorted(trained))
     return named
+
+
+def check_reload(name, folder, method, kind="F32"):
+    """What PEFT reads back from the folder gives the logits that are stored beside it."""
+    model = PeftModel.from_pretrained(load(folder, kind), str(folder / method)).eval()
+    stored = load_file(folder / method / "gradients.safetensors")
+    worst = max(np.abs(logits_of(model, stored[f"tokens.{i}"])[-1] - stored[f"last.{i}"]).max() for i in (0, 1))
+    assert worst < 1e-5, (name, method, worst)
 
 
 def save_numbers(folder, config, named):
@@ -61,10 +69,8 @@ def slope_error(model, named, gradients, rows, penalty):
     """How far the derivative of the f64 loss along the stored gradient, by central difference, is from the gradient's norm,
     relative to it. The model is left in f64, with its numbers as they were."""
     model.double()
-    if hasattr(model, "base_model_torch_dtype"):
-        model.base_model_torch_dtype = torch.float64  # what PEFT casts a prefix to
     norm, losses = norm_of(gradients), []
-    width = 2e-3 / max(norm, 1.0)  # wide enough for the parts that transformers computes in f32 whatever it is given
+    width = 4e-3 / max(norm, 0.2)  # wide enough for the parts that transformers computes in f32 whatever it is given
     starts = {key: p.data.clone() for key, p in named.items()}
     with torch.no_grad():
         for way in (width, -width):
@@ -80,16 +86,16 @@ def nothing(_):
     return 0.0
 
 
-def write_gradients(name, folder, method, model, named, made_by, penalty=nothing, more=None):
-    """`METHOD/gradients.safetensors`. `penalty` is a term of the loss beside the cross-entropy; `more` are tensors, not
-    parameters, whose gradient is asked for as well: `more()` after the backward pass."""
+def write_gradients(name, folder, method, model, named, made_by, penalty=nothing, instead=None, rows=None):
+    """`METHOD/gradients.safetensors`. `penalty` is a term of the loss beside the cross-entropy; `instead()`, after the backward
+    pass, gives the gradients to store where they are not those of `named`; `rows` are `masked_rows` where not given."""
     target = folder / method
-    rows, base = masked_rows(name), load(folder, "F32")
+    rows, base = masked_rows(name) if rows is None else rows, load(folder, "F32")
     loss, trained = mean_loss(model, rows)
     punished = penalty(model)
     (loss + punished).backward()
     assert all(p.grad is not None for p in named.values())
-    tensors = {key: p.grad.numpy() for key, p in named.items()} if more is None else more()
+    tensors = {key: p.grad.numpy() for key, p in named.items()} if instead is None else instead()
     double, counted = loss_in_f64(model, rows)
     assert counted == trained and abs(double - loss.item()) < 1e-5
     moved, norm = 0.0, norm_of(tensors)
@@ -108,10 +114,11 @@ def write_gradients(name, folder, method, model, named, made_by, penalty=nothing
     assert moved > 0.05 and error < 1e-4
 
 
-def write_curve(name, folder, method, model, named, rate, kind="F32", penalty=nothing, after=None, more=None):
+def write_curve(name, folder, method, model, named, rate, kind="F32", penalty=nothing, after=None, more=None, rows=None):
     """`curve-METHOD/TYPE.json`. `penalty` as above; `after(step)` runs behind the optimiser's step, before the gradients are
-    cleared, and gives what else the step's object says; `more` goes into the settings."""
-    curve, rows, trained = folder / f"curve-{method}", rows_of(name), list(named.values())
+    cleared, and gives what else the step's object says; `more` goes into the settings; `rows` are those of data.jsonl where not
+    given."""
+    curve, rows, trained = folder / f"curve-{method}", rows_of(name) if rows is None else rows, list(named.values())
     curve.mkdir(exist_ok=True)
     settings = SETTINGS | dict(learning_rate=rate, weight_decay=0.0) | (more or {})
     optimiser = torch.optim.AdamW(trained, lr=rate, betas=tuple(SETTINGS["betas"]), eps=SETTINGS["epsilon"], weight_decay=0.0)
