@@ -70,7 +70,7 @@ def slope_error(model, named, gradients, rows, penalty):
     relative to it. The model is left in f64, with its numbers as they were."""
     model.double()
     norm, losses = norm_of(gradients), []
-    width = 4e-3 / max(norm, 0.2)  # wide enough for the parts that transformers computes in f32 whatever it is given
+    width = 2e-3 / max(norm, 0.1)  # wide enough for the parts that transformers computes in f32 whatever it is given
     starts = {key: p.data.clone() for key, p in named.items()}
     with torch.no_grad():
         for way in (width, -width):
