@@ -58,14 +58,19 @@ def attach(name, folder, file, case, tag, b="random"):
 
 def mean_loss(model, rows):
     """(loss, trained tokens): the mean over every trained token of every row. `labels[t]` is predicted at position t-1, so the
-    first label of a row never counts; -100 is not trained."""
+    first label of a row never counts, unless virtual tokens stand before it; -100 is not trained."""
     total, trained = 0.0, 0
     for tokens, labels in rows:
-        logits = model(input_ids=torch.tensor([list(map(int, tokens))])).logits[0, :-1]
-        target = torch.tensor(list(map(int, labels)))[1:]
-        total = total + torch.nn.functional.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
+        logits = model(input_ids=torch.tensor([list(map(int, tokens))])).logits[0]
+        target = torch.tensor(list(map(int, labels)))[first_label(logits, tokens):]
+        total = total + torch.nn.functional.cross_entropy(logits[-len(target) - 1:-1], target, ignore_index=-100, reduction="sum")
         trained += int((target != -100).sum())
     return total / trained, trained
+
+
+def first_label(logits, tokens):
+    """The first token that anything predicts: 0 where the model puts virtual tokens in front, which have logits too."""
+    return 1 if len(logits) == len(tokens) else 0
 
 
 def masked_rows(name):

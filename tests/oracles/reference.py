@@ -315,4 +315,5 @@ def save_adapter(model, folder, embeddings="auto"):
     (Path(folder) / "README.md").unlink(missing_ok=True)
     path = Path(folder) / "adapter_config.json"
     config = json.loads(path.read_text())
-    write_json(path, {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()})
+    names = lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)  # not token indices: they have an order
+    write_json(path, {k: sorted(v) if names(v) else v for k, v in config.items()})
