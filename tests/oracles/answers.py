@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from make_curves import SETTINGS, rows_of
 from make_gradients import first_label, masked_rows, mean_loss
-from reference import load, log_softmax, logits_of, numbers, save, write_json
+from reference import load, log_softmax, logits_of, save, write_json
 
 PEFT = "PEFT fp32, eager attention, over F32.gguf read by gguf-py"
 TORCH = "PyTorch fp32, eager attention, over F32.gguf read by gguf-py"
