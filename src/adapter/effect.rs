@@ -2,7 +2,7 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{dora, ia3, lora, vera};
+use super::{dora, ia3, lora, norms, tokens, vera, whole};
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -25,6 +25,12 @@ pub enum Effect {
     Inputs,
     /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
     Vera,
+    /// `W′·x`
+    Whole,
+    /// A norm's weight
+    Norm,
+    /// Rows of the embedding table
+    Rows,
 }
 
 /// All of them, each with its rules.
@@ -34,6 +40,9 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Outputs, &ia3::Factors { outputs: true }),
     (Effect::Inputs, &ia3::Factors { outputs: false }),
     (Effect::Vera, &vera::Vectors),
+    (Effect::Whole, &whole::Whole),
+    (Effect::Norm, &norms::Norm),
+    (Effect::Rows, &tokens::Embeddings),
 ];
 
 impl Effect {
@@ -197,8 +206,16 @@ pub(super) trait Rules: Sync {
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.
     fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng);
 
-    /// Makes it do `by` times what it did, if there is a part of its kind that does.
-    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool;
+    /// Numbers of the base's, laid out as its own, that its own stand in for.
+    fn stands_for(&self, model: &Model, level: Level, i: usize, numbers: &[f32]) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Makes it do `by` times what it did, if there is a part of its kind that does. Not asked of what stands in for numbers
+    /// of the base's.
+    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool {
+        false
+    }
 
     // What follows from its numbers and the base.
 

@@ -227,11 +227,14 @@ impl Layer {
 
     /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist
     /// (DoRA). What follows from the numbers must be computed anew ([`Layer::settle`]).
-    pub fn times(&self, by: f32) -> Option<Layer> {
+    pub fn times(&self, model: &Model, level: Level, by: f32) -> Option<Layer> {
         let mut layer = self.copy();
         for (i, part) in layer.parts.iter_mut().enumerate() {
             let Some(part) = part else { continue };
-            if !part.rules().times(part, &mut layer.params.get(i), by) {
+            let (rules, mut numbers) = (part.rules(), layer.params.get(i));
+            if let Some(base) = rules.stands_for(model, level, i, &numbers) {
+                numbers.iter_mut().zip(base).for_each(|(v, base)| *v = base + by * (*v - base));
+            } else if !rules.times(part, &mut numbers, by) {
                 return None;
             }
             *layer.derived.get(i) = Derived::new(Some(part));

@@ -180,23 +180,13 @@ impl Worn {
     }
 
     fn standing(&self, model: &Model, i: usize) -> Option<Standing> {
-        let program = model.program();
-        let stands = |p: &Part| p.rules().replaces() || p.rules().spot() == Spot::Vector;
-        let with: Vec<_> = self.here(i).filter(|(_, p, _)| stands(p)).collect();
+        let with: Vec<_> = self.here(i).filter(|(_, p, _)| p.rules().replaces()).collect();
         let (&(k, _, weight), rest) = with.split_first()?;
         if rest.is_empty() && weight == 1.0 {
             return Some(Standing::Of(k));
         }
-        let base = match program.spot(i) {
-            Spot::Vector => model.bound().vector(VectorId((i - self.sites) as u32)).to_vec(),
-            _ => {
-                let matrix = model.bound().matrix(program.matrix_at(Site(i as u32)));
-                let mut all = vec![0.0; matrix.rows * matrix.cols];
-                let rows = all.chunks_exact_mut(matrix.cols).enumerate();
-                rows.for_each(|(row, to)| matrix.decode_row(row, to));
-                all
-            }
-        };
+        let numbers = self.stack[k].0.lora().params().read(i).clone();
+        let base = with[0].1.rules().stands_for(model, Level::chosen().ok()?, i, &numbers)?;
         let mut sum = base.clone();
         for (k, _, weight) in with {
             let numbers = self.stack[k].0.lora().params().read(i);

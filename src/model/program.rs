@@ -201,6 +201,11 @@ impl Program {
         sums.chain([width(self.head.site)]).max().unwrap_or(0)
     }
 
+    /// The embedding table.
+    pub fn table(&self) -> MatrixId {
+        MatrixId(0)
+    }
+
     /// What kind of place it is.
     pub fn spot(&self, i: usize) -> Spot {
         match i {
@@ -237,7 +242,7 @@ impl Program {
         match i {
             _ if i < vectors => &self.sites[i].name,
             _ if i < self.table_place() => &self.vectors[i - vectors].name,
-            _ if i == self.table_place() => &self.matrices[0].name,
+            _ if i == self.table_place() => &self.matrices[self.table().0 as usize].name,
             _ => "front",
         }
     }
