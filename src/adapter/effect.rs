@@ -337,6 +337,9 @@ pub(super) trait Rules: Sync {
         false
     }
 
+    /// Adds to logits what its embeddings differ by.
+    fn head(&self, layer: &Layer, i: usize, level: Level, x: &[f32], logits: &mut [f32]) {}
+
     /// Rows in front of a sequence.
     fn virtual_tokens(&self, part: &Part) -> usize {
         0
@@ -378,6 +381,8 @@ pub(super) trait Rules: Sync {
     ) {
         unreachable!("not around a product");
     }
+
+    fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {}
 
     fn embedding_back(&self, layer: &Layer, i: usize, tokens: &[u32], dy: Mat<'_>) {}
 

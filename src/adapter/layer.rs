@@ -516,6 +516,12 @@ impl Delta for Layer {
         all.fold(false, |done, (i, _, rules)| done || rules.embedding(self, i, token, row))
     }
 
+    fn head(&self, level: Level, x: &[f32], logits: &mut [f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Table) {
+            rules.head(self, i, level, x, logits);
+        }
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.elsewhere(Spot::Front).map(|(_, part, rules)| rules.virtual_tokens(part)).sum()
     }
@@ -587,6 +593,12 @@ impl Backward for Layer {
     fn embedding_back(&self, tokens: &[u32], dy: Mat<'_>) {
         for (i, _, rules) in self.elsewhere(Spot::Table).chain(self.elsewhere(Spot::Front)) {
             rules.embedding_back(self, i, tokens, dy);
+        }
+    }
+
+    fn head_back(&self, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Table) {
+            rules.head_back(self, i, level, x, dlogits, dx);
         }
     }
 

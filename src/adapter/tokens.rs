@@ -3,16 +3,16 @@
 //! # Forward
 //! ```text
 //! x[i] = e[j] where token i is the one of row j; the table's row elsewhere
-//! logit of that token = e[j]·x, where the head shares the table
+//! logit += (e[j] − table's row)·x, where the head shares the table
 //! ```
 //! # Backward
 //! ```text
-//! de[j] += Σ dx[i] over the rows i of that token     de[j] += Σ_rows dlogit·x
+//! de[j] += Σ dx[i] over the rows i of that token     de[j] += Σ_rows dlogit·x     dx += dlogit·(e[j] − table's row)
 //! ```
 //! # Shapes
 //! The tokens' numbers `[n]`, which do not learn, then e `[n][width]`, beginning with the table's.
 
-use super::effect::{Key, Rules, Shapes, Tensor};
+use super::effect::{Each, Key, Rules, Shapes, Tensor};
 use super::layer::{Effect, Layer, Part};
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -82,6 +82,38 @@ impl Rules for Embeddings {
             table.decode(level, *token as usize, 0, row);
         }
         Some(base)
+    }
+    fn derived(&self, p: &Part) -> (usize, usize) {
+        (p.rank * p.outputs, 0)
+    }
+
+    /// What the rows differ by from the table's.
+    fn settle(&self, layer: &Layer, i: usize, model: &Model, level: Level, _: Each<'_>) {
+        let (numbers, mut derived) = (layer.params().read(i), layer.derived.get(i));
+        let n = layer.parts()[i].map_or(0, |p| p.rank);
+        let table = model.bound().matrix(model.program().table());
+        let rows = derived.numbers.chunks_exact_mut(table.cols).zip(numbers[n..].chunks_exact(table.cols));
+        for ((to, e), token) in rows.zip(&numbers[..n]) {
+            table.decode(level, *token as usize, 0, to);
+            to.iter_mut().zip(e).for_each(|(to, e)| *to = e - *to);
+        }
+    }
+    fn head(&self, layer: &Layer, i: usize, level: Level, x: &[f32], logits: &mut [f32]) {
+        let (numbers, derived) = (layer.params().read(i), layer.derived.read(i));
+        for (token, by) in numbers.iter().zip(derived.numbers.chunks_exact(x.len())) {
+            logits[*token as usize] += math::inner(level, by, x);
+        }
+    }
+    fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {
+        let (numbers, derived, mut grads) =
+            (layer.params().read(i), layer.derived.read(i), layer.grads().get(i));
+        let n = derived.numbers.len() / x.len();
+        let rows = derived.numbers.chunks_exact(x.len()).zip(grads[n..].chunks_exact_mut(x.len()));
+        for ((by, de), token) in rows.zip(&*numbers) {
+            let d = dlogits[*token as usize];
+            math::add_scaled(level, d, x, de);
+            math::add_scaled(level, d, by, dx);
+        }
     }
     fn embedding(&self, layer: &Layer, i: usize, token: u32, row: &mut [f32]) -> bool {
         let numbers = layer.params().read(i);

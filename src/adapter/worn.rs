@@ -18,7 +18,7 @@ use super::open::Adapter;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
-use crate::ops::{Delta, Lent, Site, VectorId};
+use crate::ops::{Delta, Lent, Room, Site, VectorId};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::ops::Range;
@@ -235,9 +235,9 @@ impl Worn {
         &self.stack
     }
 
-    /// Hidden numbers per row that it needs of a runner's plan (`Options::hidden`).
-    pub fn hidden(&self, program: &Program) -> usize {
-        program.widest(|site| self.width(site))
+    /// What it needs of a runner's plan (`Options::room`).
+    pub fn room(&self, program: &Program) -> Room {
+        program.room(self)
     }
 
     /// The adapters with hidden numbers at a site, each with its weight and the place of its hidden numbers.
@@ -357,6 +357,10 @@ impl Delta for Worn {
 
     fn embedding(&self, token: u32, row: &mut [f32]) -> bool {
         self.first(|layer| layer.embedding(token, row).then_some(())).is_some()
+    }
+
+    fn head(&self, level: Level, x: &[f32], logits: &mut [f32]) {
+        self.stack.iter().for_each(|(a, _)| a.lora().head(level, x, logits));
     }
 
     fn virtual_tokens(&self) -> usize {

@@ -71,7 +71,7 @@ pub fn hold(
         context: longest,
         rows: longest.clamp(2, 256),
         kv: args.kv.kv,
-        hidden: wear(1.0)?.hidden(model.program()),
+        room: wear(1.0)?.room(model.program()),
     };
     let mut runner = Runner::new(Arc::clone(model), options)?;
     let mut progress = terminal::Progress::new();
