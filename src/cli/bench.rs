@@ -166,11 +166,12 @@ fn training(
             layer
         }
     };
-    layer.learn(tokens, 0.0, 1)?;
+    let rows = tokens + layer.virtual_tokens();
+    layer.learn(rows, 0.0, 1)?;
     let options = TrainOptions {
         level: level()?,
         threads: args.machine.count(),
-        rows: tokens,
+        rows,
         context: tokens,
         sequences: 1,
         kv: args.kv.kv,

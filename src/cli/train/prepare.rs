@@ -207,7 +207,7 @@ fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunO
     // A goal that cannot be had is refused by the plan, with everything else.
     let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
     let context = model.program().context;
-    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
+    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context, layer.virtual_tokens()).1);
     for (keep, rows) in [
         (Keep::Registers, None),
         (Keep::Streams, None),
