@@ -7,6 +7,7 @@ use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, Tr
 use crate::adapter::Lora;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
+use crate::ops::Delta;
 use crate::ops::kv::Precision;
 use crate::tensor::Identity;
 use onlay_kernels::Level;
@@ -133,25 +134,25 @@ pub struct Data {
 }
 
 impl Data {
-    /// Rows of the longest sequence and of the longest unit: what a pass must have room for. `most` bounds sequences that
-    /// are made of two rows.
-    pub fn longest(&self, objective: &Objective, most: usize) -> (usize, usize) {
+    /// Rows of the longest sequence, and of the longest unit with `front` rows in front of each of its sequences: what a pass
+    /// must have room for. `most` bounds sequences that are made of two rows.
+    pub fn longest(&self, objective: &Objective, most: usize, front: usize) -> (usize, usize) {
         let (mut sequence, mut unit) = (1, 1);
         for set in [&self.train, &self.eval] {
             let rows = |i: usize| set.unit(i).iter().map(Example::rows);
             for i in 0..set.units() {
                 sequence = sequence.max(rows(i).max().unwrap_or(0));
-                unit = unit.max(rows(i).sum());
+                unit = unit.max(rows(i).map(|n| n + front).sum());
             }
             if objective.mismatched {
                 let prompt = |e: &Example| e.trained.iter().position(|t| *t).unwrap_or(e.tokens.len());
                 let longest = |f: &dyn Fn(&Example) -> usize| set.examples.iter().map(f).max().unwrap_or(0);
                 let both = longest(&prompt) + longest(&|e| e.tokens.len() - prompt(e));
                 sequence = sequence.max((both.max(1) - 1).min(most));
-                unit = unit.max(sequence);
+                unit = unit.max(sequence + front);
             }
         }
-        (sequence, unit)
+        (sequence, unit.max(1 + front))
     }
 }
 
@@ -236,7 +237,7 @@ impl RunPlan {
         let goal = wrong.keep(Goal::choose(options.objective, signal, &options.numbers));
         judged(data, goal.as_ref(), window, &mut wrong);
         let objective = goal.as_ref().map_or(&OBJECTIVES[0], |g| g.objective);
-        let (longest, unit) = data.longest(objective, model.program().context);
+        let (longest, unit) = data.longest(objective, model.program().context, layer.virtual_tokens());
         let rows = match options.rows_of_a_pass {
             None => ROWS_OF_A_PASS.min(unit.saturating_mul(window)).max(unit),
             Some(rows) if rows < unit => {

@@ -7,6 +7,7 @@ use anyhow::Result;
 use onlay::adapter::{Adapter, Lora, New, Targets};
 use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
+use onlay::ops::Delta;
 use onlay::train::objective::Goal;
 use onlay::train::{
     CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Signal, Start, split,
@@ -207,7 +208,7 @@ fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunO
     // A goal that cannot be had is refused by the plan, with everything else.
     let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
     let context = model.program().context;
-    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
+    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context, layer.virtual_tokens()).1);
     for (keep, rows) in [
         (Keep::Registers, None),
         (Keep::Streams, None),
