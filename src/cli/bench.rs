@@ -10,7 +10,7 @@ use onlay::engine::Engine;
 use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::model::Model;
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer, peak_memory};
+use onlay::train::{Example, Keep, Optimizer, Recipe, TrainOptions, Trainer, peak_memory};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -174,6 +174,7 @@ fn training(
         sequences: 1,
         kv: args.kv.kv,
         keep: Keep::Streams,
+        optimizer: Optimizer::default(),
     };
     let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
     let mut trainer = Trainer::new(Arc::clone(model), Arc::new(layer), options)?;

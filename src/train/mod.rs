@@ -6,7 +6,7 @@
 //! trainer     one optimiser step                       plan        what a run will take
 //! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
-//! guard       when a run is going nowhere
+//! guard       when a run is going nowhere                 moments     what AdamW remembers, in 32 bits or 8
 //! ```
 
 mod checkpoint;
@@ -17,6 +17,7 @@ mod fields;
 mod guard;
 mod head;
 mod judged;
+mod moments;
 pub mod objective;
 mod order;
 mod peak;
@@ -31,6 +32,7 @@ pub use compare::Rewards;
 pub use event::{Ending, Event, Flow, Outcome, Started, StepReport, Stepped, Summary};
 pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Role, Set, Signal};
 pub use guard::Baseline;
+pub use moments::{Moments, Optimizer};
 pub use order::{Cursor, Limits, Order, Passes, split};
 pub use peak::peak_memory;
 pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};

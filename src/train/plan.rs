@@ -2,6 +2,7 @@
 
 use super::checkpoint::Terms;
 use super::compare::Comparing;
+use super::moments::Optimizer;
 use super::objective::{Goal, OBJECTIVES, Objective};
 use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, TrainOptions, Trainer};
 use crate::adapter::Lora;
@@ -55,6 +56,8 @@ pub struct RunOptions {
     pub numbers: Vec<(&'static str, f64)>,
     /// How fast to learn.
     pub recipe: Recipe,
+    /// How the moments are kept.
+    pub optimizer: Optimizer,
     /// Share of the layer's inputs that is dropped while learning.
     pub dropout: f64,
     /// Of the order of rows and of dropout.
@@ -102,6 +105,7 @@ impl RunOptions {
             objective: None,
             numbers: Vec::new(),
             recipe: Recipe::default(),
+            optimizer: Optimizer::default(),
             dropout: 0.0,
             seed: 0,
             shuffle: true,
@@ -258,6 +262,7 @@ impl RunPlan {
             sequences: window.saturating_mul(signal.arity()).max(8).min(rows).min(MOST_SEQUENCES),
             kv: options.kv,
             keep: options.keep,
+            optimizer: options.optimizer,
         };
         let mut memory = Trainer::plan(model, layer, dropout, &options);
         if signal != Signal::Shown {
@@ -335,6 +340,7 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     }
     terms.set("weight-decay", r.decay);
     terms.set("max-grad-norm", r.max_norm);
+    terms.set("optimizer", o.optimizer.name());
     terms.set("beta1", r.beta1);
     terms.set("beta2", r.beta2);
     terms.set("epsilon", r.epsilon);

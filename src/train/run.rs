@@ -204,13 +204,15 @@ impl Run {
     }
 
     fn arrays(&self) -> Arrays<'_> {
-        let [first, second] = self.trainer.moments();
+        let moments = self.trainer.moments();
+        let ([first, second], [first_codes, second_codes]) = (moments.floats(), moments.codes());
         let layer = self.trainer.layer().params();
         let mut sets = vec![("layer", layer), ("first", first), ("second", second), ("good", &self.good)];
         if self.options.keep_best {
             sets.push(("best", &self.best));
         }
-        Arrays { names: &self.names, sets }
+        let codes = vec![("first.codes", first_codes), ("second.codes", second_codes)];
+        Arrays { names: &self.names, sets, codes }
     }
 
     /// The layer, as far as it has learned; at the end the one that is left.

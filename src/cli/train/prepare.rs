@@ -121,6 +121,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             max_norm: args.max_grad_norm,
             ..Recipe::default()
         },
+        optimizer: args.optimizer.unwrap_or_default(),
         dropout: args.dropout,
         seed: args.seed,
         shuffle: !args.no_shuffle,
