@@ -93,6 +93,9 @@ pub struct RunOptions {
     pub keep: Keep,
     /// The most rows of a pass; `None` for 512, or the longest sequence if that is more.
     pub rows_of_a_pass: Option<usize>,
+    /// The most bytes that the run may take, besides what the process held before: a plan of more is refused, and a run
+    /// that takes more is stopped. See [`Fit`](super::Fit).
+    pub memory: Option<u64>,
 }
 
 impl RunOptions {
@@ -123,6 +126,7 @@ impl RunOptions {
             kv: Precision::default(),
             keep: Keep::Streams,
             rows_of_a_pass: None,
+            memory: None,
         }
     }
 }
@@ -253,7 +257,7 @@ impl RunPlan {
         };
         wrong.refuse("the run cannot start")?;
         let goal = goal.expect("nothing is wrong");
-        let (dropout, keep_best) = (options.dropout > 0.0, options.keep_best);
+        let (dropout, keep_best, most) = (options.dropout > 0.0, options.keep_best, options.memory);
         let options = TrainOptions {
             level: options.level,
             threads: options.threads,
@@ -278,6 +282,10 @@ impl RunPlan {
         memory.parts.push(("the layer of the last good step", copy));
         if keep_best {
             memory.parts.push(("the layer of the best evaluation", copy));
+        }
+        if let Some(most) = most.filter(|most| memory.total() > *most) {
+            let (expected, found) = (format!("at most {most} bytes"), format!("{} bytes", memory.total()));
+            return Err(Error::expected(Kind::Memory, "planned memory", expected, found));
         }
         Ok(RunPlan {
             steps: steps as u64,
