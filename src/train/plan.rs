@@ -283,6 +283,7 @@ impl RunPlan {
         if keep_best {
             memory.parts.push(("the layer of the best evaluation", copy));
         }
+        memory.parts.push(("the process", process(model, layer, &options)));
         if let Some(most) = most.filter(|most| memory.total() > *most) {
             let (expected, found) = (format!("at most {most} bytes"), format!("{} bytes", memory.total()));
             return Err(Error::expected(Kind::Memory, "planned memory", expected, found));
@@ -295,6 +296,17 @@ impl RunPlan {
             options,
         })
     }
+}
+
+/// What the process holds besides: its code's own data and stacks, the tokenizer (50 to 80 bytes a token, measured on five
+/// vocabularies), and the pages that arrays use in part. `tests/memory.rs` holds the whole plan to what is used.
+fn process(model: &Model, layer: &Lora, options: &TrainOptions) -> u64 {
+    let program = model.program();
+    let tokenizer = if model.has_tokenizer() { 80 * program.vocabulary } else { 0 };
+    let frames = if options.keep == Keep::Registers { program.segments.len() } else { 1 };
+    // numbers, gradients, two moments and two copies of each place
+    let arrays = 6 * layer.parts().iter().flatten().count() + (frames + 1) * program.columns().len();
+    ((768 << 10) + (64 << 10) * options.threads + tokenizer + 4096 * arrays) as u64
 }
 
 /// What is wrong with judged rows as a whole.

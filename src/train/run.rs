@@ -142,21 +142,25 @@ impl Run {
                 store
             },
         };
+        // One at a time is in memory, where the run's own is still untouched.
         let mut newest: Option<(usize, Checkpoint)> = None;
         for slot in 0..SLOTS {
             let place = checkpoints.store.place(slot).to_path_buf();
+            let before = newest.take().map(|(slot, n)| (slot, n.progress().steps));
             let read = checkpoints.store.read(slot, most);
             match read.and_then(|bytes| bytes.map(Checkpoint::read).transpose()) {
                 Ok(None) => {}
                 Ok(Some(found)) => {
                     let steps = found.progress().steps;
                     checkpoints.steps[slot] = Some(steps);
-                    if newest.as_ref().is_none_or(|(_, n)| n.progress().steps < steps) {
-                        newest = Some((slot, found));
-                    }
+                    newest = Some((slot, found)).filter(|_| before.is_none_or(|(_, n)| n < steps));
                 }
                 Err(e) if e.kind() == Kind::Io => return Err(e),
                 Err(e) => checkpoints.damaged.push(e.in_file(&place)),
+            }
+            if let (None, Some((slot, _))) = (&newest, before) {
+                let again = checkpoints.store.read(slot, most)?.map(Checkpoint::read).transpose();
+                newest = again.map_err(|e| e.in_file(checkpoints.store.place(slot)))?.map(|n| (slot, n));
             }
         }
         match (self.options.start, newest) {
