@@ -12,7 +12,9 @@ use onlay::error::Kind;
 use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
-use onlay::train::{Event, Example, Flow, Keep, Outcome, Recipe, Run, Shape, TrainOptions, Trainer};
+use onlay::train::{
+    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, Shape, TrainOptions, Trainer,
+};
 use onlay_kernels::Level;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,7 @@ fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> 
         sequences: 2,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     };
     Trainer::new(Arc::clone(model), Arc::new(layer), options).unwrap()
 }

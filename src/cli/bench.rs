@@ -11,7 +11,7 @@ use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::model::Model;
 use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer, peak_memory};
+use onlay::train::{Example, Keep, Optimizer, Recipe, TrainOptions, Trainer, peak_memory};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -176,6 +176,7 @@ fn training(
         sequences: 1,
         kv: args.kv.kv,
         keep: Keep::Streams,
+        optimizer: Optimizer::default(),
     };
     let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
     let mut trainer = Trainer::new(Arc::clone(model), Arc::new(layer), options)?;

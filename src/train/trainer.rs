@@ -15,9 +15,10 @@ use super::compare::Comparing;
 use super::event::StepReport;
 use super::examples::Example;
 use super::head::{HEAD_ROWS, Head, Pass, Target};
+use super::moments::{Moments, Optimizer};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
-use crate::adapter::{Lora, Part};
+use crate::adapter::Lora;
 use crate::backend::{Backend, Machine, Plan};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
@@ -25,7 +26,7 @@ use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Backward, Batch, Delta, Needs, Room, Site, Span, Step, Turns};
 use crate::rng::hash;
 use crate::tensor::{Register, Slots, Team};
-use onlay_kernels::{Level, adam, math};
+use onlay_kernels::{Level, math};
 use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub struct TrainOptions {
     pub kv: Precision,
     /// What is kept for the backward pass.
     pub keep: Keep,
+    /// How the moments are kept.
+    pub optimizer: Optimizer,
 }
 
 /// A layer that learns over a frozen base.
@@ -68,7 +71,7 @@ pub struct Trainer {
     backend: Box<dyn Backend>,
     turns: Turns,
     layer: Arc<Lora>,
-    moments: [Slots<Vec<f32>>; 2],
+    moments: Moments,
     steps: u64,
     pub(super) pack: bool,
     /// The first segment that has a backward pass.
@@ -209,7 +212,9 @@ impl Trainer {
         Memory {
             parts: vec![
                 ("layer", params),
-                ("gradients and moments", learning),
+                // which counts two moments in f32
+                ("gradients", learning - Moments::bytes(Optimizer::AdamW, layer)),
+                ("moments", Moments::bytes(options.optimizer, layer)),
                 ("keys and values", plan.kv_bytes()),
                 ("activations and their gradients", plan.frame_bytes()),
                 ("residual streams", stream * (program.segments.len() - lowest + 2) as u64),
@@ -251,7 +256,6 @@ impl Trainer {
         let (lowest, wanted) = reach(&model, &*layer);
         let head = HEAD_ROWS.min(options.rows);
         let stream = options.rows * program.width;
-        let zeros = |i: usize| vec![0.0; layer.parts()[i].map_or(0, |p| p.len())];
         let memory = Buffers {
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
@@ -271,7 +275,7 @@ impl Trainer {
         let mut trainer = Trainer {
             backend: Box::new(machine),
             turns,
-            moments: [Slots::new(layer.parts().len(), zeros), Slots::new(layer.parts().len(), zeros)],
+            moments: Moments::new(options.optimizer, &layer),
             steps: 0,
             pack: false,
             lowest,
@@ -301,8 +305,8 @@ impl Trainer {
         self.steps
     }
 
-    /// Moments of the optimiser, first and second, laid out as the parameters.
-    pub fn moments(&self) -> &[Slots<Vec<f32>>; 2] {
+    /// Moments of the optimiser.
+    pub fn moments(&self) -> &Moments {
         &self.moments
     }
 
@@ -453,11 +457,8 @@ impl Trainer {
         let with = [rate, rate * recipe.plus].map(|rate| recipe.adamw(t, rate, grad_norm));
         let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
         self.backend.each(layer.parts().len(), &|i| {
-            let (mut p, g) = (layer.params().get(i), layer.grads().read(i));
-            let (mut m, mut v) = (moments[0].get(i), moments[1].get(i));
-            for (at, fast) in layer.parts()[i].iter().flat_map(Part::learned) {
-                let with = with[usize::from(fast)];
-                adam::adamw(level, with, &mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at]);
+            if let Some(part) = &layer.parts()[i] {
+                moments.step(level, i, part, with, &mut layer.params().get(i), &layer.grads().read(i));
             }
         });
         self.settle();
