@@ -64,8 +64,8 @@ fn fine(args: &[&str]) -> String {
 
 fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["train", model, "--data", data, "-o", out, "--ctx", "100"];
-    if !more.contains(&"ia3") {
-        args.extend(["--rank", "2"]); // which (IA)³ has not
+    if !["ia3", "full", "hft", "norms", "tokens"].iter().any(|m| more.contains(m)) {
+        args.extend(["--rank", "2"]); // which others have not
     }
     args.extend(["--batch-size", "4", "--max-steps", "6", "--json", "--threads", "2"]);
     args.extend(more);
@@ -109,7 +109,7 @@ fn a_layer_is_trained_logged_and_written_and_the_base_stays_as_it_was() {
 fn every_method_is_trained_written_and_worn() {
     let (folder, model, data) = (Folder::new("methods"), model(), data());
     let run = |more: &[&str]| {
-        let mut args = vec!["score", &model, "--tokens", "1,5,9,13", "--json"];
+        let mut args = vec!["score", &model, "--tokens", "1,13,70,5,9", "--json"];
         args.extend(more);
         serde_json::from_str::<Value>(&fine(&args)).unwrap()
     };
@@ -118,6 +118,10 @@ fn every_method_is_trained_written_and_worn() {
         ("dora", &["--method", "dora", "--learning-rate", "5e-3"][..]),
         ("ia3", &["--method", "ia3", "--learning-rate", "0.05"]),
         ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
+        ("full", &["--method", "full", "--learning-rate", "1e-3"]),
+        ("full", &["--method", "hft", "--learning-rate", "1e-3"]),
+        ("norms", &["--method", "norms", "--learning-rate", "1e-2"]),
+        ("tokens", &["--method", "tokens", "--tokens", "13,70,120", "--learning-rate", "1e-2"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -141,7 +145,22 @@ fn every_method_is_trained_written_and_worn() {
         let args = ["train", &model, "--data", &data, "-o", &next, "--init-adapter", &file, "--ctx", "100"];
         fine(&[&args[..], &["--max-steps", "2", "--json", "--threads", "2"]].concat());
     }
+    // another round of half fine-tuning: what was trained before is kept, and another half learns
+    let (half, next) = (folder.file("4.gguf"), folder.file("half.gguf"));
+    let args = ["train", &model, "--data", &data, "-o", &next, "--init-adapter", &half, "--next-half"];
+    let rest = ["--seed", "2", "--ctx", "100", "--max-steps", "2", "--json", "--threads", "2"];
+    fine(&[&args[..], &rest].concat());
+    let parts = |path: &str| {
+        let said: Value = serde_json::from_str(&fine(&["adapter", "list", path, "--json"])).unwrap();
+        said["parts"].as_u64().unwrap()
+    };
+    assert!(parts(&half) == 7 && parts(&next) > 7 && parts(&next) < 15, "{} {}", parts(&half), parts(&next));
     let out = folder.file("no.gguf");
+    let tokens = ["--method", "tokens", "--tokens", "3,3,999999"];
+    refused(&train(&model, &data, &out, &tokens), 1, &["token 3 is there twice", "found 999999"]);
+    refused(&train(&model, &data, &out, &["--tokens", "3"]), 1, &["lora has no tokens"]);
+    let norms = ["--method", "norms", "--targets", "q"];
+    refused(&train(&model, &data, &out, &norms), 1, &["a norm of this model"]);
     refused(&train(&model, &data, &out, &["--method", "dora", "--init", "pissa"]), 1, &["not of dora"]);
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);

@@ -107,7 +107,10 @@ pub(super) fn method(config: &Value) -> String {
     let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
-        other => other.chars().take(40).collect::<String>().to_lowercase(),
+        other => match METHODS.iter().find(|m| m.peft == other) {
+            Some(method) => method.name.into(),
+            None => other.chars().take(40).collect::<String>().to_lowercase(),
+        },
     }
 }
 

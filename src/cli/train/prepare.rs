@@ -58,8 +58,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    if args.max_forgetting.is_some() && layer.as_ref().is_some_and(|l: &Lora| l.method().name == "dora") {
-        let text = "max-forgetting: a dora layer cannot be scaled down; lora, ia3 and vera can";
+    if let (Some(_), Some(layer)) = (args.max_forgetting, &layer)
+        && layer.times(&model, options::level()?, 0.5).is_none()
+    {
+        let text = format!("max-forgetting: a layer of {} cannot be scaled down", layer.method().name);
         wrong.push(Error::new(Kind::Unsupported, text));
     }
     let mut progress = terminal::Progress::new();
