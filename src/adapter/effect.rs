@@ -2,7 +2,7 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{dora, ia3, lora, vera};
+use super::{dora, ia3, lora, prefix, prompt, vera};
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -25,6 +25,12 @@ pub enum Effect {
     Inputs,
     /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
     Vera,
+    /// Keys and values in front of a sequence's own
+    Prefix,
+    /// Rows in front of a sequence's embeddings
+    Prompt,
+    /// The same; while they learn they may be what a small network makes of other numbers
+    Ptuning,
 }
 
 /// All of them, each with its rules.
@@ -34,6 +40,9 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Outputs, &ia3::Factors { outputs: true }),
     (Effect::Inputs, &ia3::Factors { outputs: false }),
     (Effect::Vera, &vera::Vectors),
+    (Effect::Prefix, &prefix::Prefix),
+    (Effect::Prompt, &prompt::Virtual(Effect::Prompt)),
+    (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
 ];
 
 impl Effect {
@@ -200,6 +209,16 @@ pub(super) trait Rules: Sync {
     /// Makes it do `by` times what it did, if there is a part of its kind that does.
     fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool;
 
+    /// By how much to learn faster than LoRA, to begin with, if not by its method's pace.
+    fn pace(&self, part: &Part) -> Option<f64> {
+        None
+    }
+
+    /// The part, and its numbers, that it is once it has learned, if that is another one.
+    fn published(&self, layer: &Layer, i: usize) -> Option<(Part, Vec<f32>)> {
+        None
+    }
+
     // What follows from its numbers and the base.
 
     /// Numbers in f32 and in f64 that follow.
@@ -361,6 +380,14 @@ pub(super) trait Rules: Sync {
     ) {
         unreachable!("not around a product");
     }
+
+    /// Numbers behind its gradients in which a step gathers what [`Rules::before_update`] makes gradients of.
+    fn gathers(&self, part: &Part) -> usize {
+        0
+    }
+
+    /// Last changes to the gradients of a step, once all its passes are done; what is gathered is cleared by it.
+    fn before_update(&self, layer: &Layer, i: usize, level: Level, each: Each<'_>) {}
 
     fn embedding_back(&self, layer: &Layer, i: usize, tokens: &[u32], dy: Mat<'_>) {}
 

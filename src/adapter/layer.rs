@@ -12,7 +12,7 @@ pub use super::effect::Effect;
 use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
 use super::methods::Method;
-use super::names::Names;
+use super::names::{Names, moving_head};
 use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
@@ -73,6 +73,12 @@ impl Part {
     /// The numbers that learn, and whether they do so at B's rate (LoRA+).
     pub fn learned(&self) -> [(Range<usize>, bool); 3] {
         self.rules().learned(self)
+    }
+
+    /// Positions that it takes in front of a sequence, with rows or without.
+    pub fn virtual_tokens(&self) -> usize {
+        let rules = self.rules();
+        rules.virtual_tokens(self).max(rules.prefix(self))
     }
 
     /// The scale s of α: α/r, or α/√r with `stabilised` (rsLoRA).
@@ -149,10 +155,20 @@ struct Dropout {
     rows: Slots<Vec<u64>>,
 }
 
+/// What parts must know of the program.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    /// Tokens: virtual ones follow.
+    pub vocabulary: usize,
+    /// See [`moving_head`].
+    pub head: usize,
+}
+
 /// Parts at some places of one program. See the module.
 #[derive(Debug)]
 pub struct Layer {
     parts: Vec<Option<Part>>,
+    facts: Facts,
     /// How many of the places are products.
     sites: usize,
     /// For each place, tensor by tensor as its effect says, in the order of its files.
@@ -170,19 +186,21 @@ impl Layer {
     /// The layer with the given parts at the sites of a program, one entry for each; all numbers zero.
     pub fn new(parts: Vec<Option<Part>>) -> Self {
         let sites = parts.len();
-        Layer::with(parts, sites)
+        Layer::with(parts, sites, Facts::default())
     }
 
     /// The layer with the given parts at the places of a program, one entry for each; all numbers zero.
     pub fn over(program: &Program, parts: Vec<Option<Part>>) -> Self {
-        Layer::with(parts, program.sites.len())
+        let facts = Facts { vocabulary: program.vocabulary, head: moving_head(program) };
+        Layer::with(parts, program.sites.len(), facts)
     }
 
-    fn with(parts: Vec<Option<Part>>, sites: usize) -> Self {
+    fn with(parts: Vec<Option<Part>>, sites: usize, facts: Facts) -> Self {
         let params = Slots::new(parts.len(), |i| vec![0.0; parts[i].map_or(0, |p: Part| p.len())]);
         let derived = Slots::new(parts.len(), |i| Derived::new(parts[i].as_ref()));
         Layer {
             parts,
+            facts,
             sites,
             params,
             grads: None,
@@ -215,6 +233,7 @@ impl Layer {
         let derived = Slots::new(self.parts.len(), |i| self.derived.read(i).clone());
         Layer {
             parts: self.parts.clone(),
+            facts: self.facts,
             sites: self.sites,
             params,
             grads: None,
@@ -223,6 +242,25 @@ impl Layer {
             shared: self.shared.clone(),
             memory: Slots::default(),
         }
+    }
+
+    /// What is published of it: the same without gradients, with every part as it is once it has learned.
+    pub(super) fn published(self) -> Layer {
+        let mut layer = if self.learning() { self.copy() } else { self };
+        for i in 0..layer.parts.len() {
+            let Some((part, numbers)) = layer.parts[i].and_then(|p| p.rules().published(&layer, i)) else {
+                continue;
+            };
+            layer.parts[i] = Some(part);
+            *layer.params.get(i) = numbers;
+            *layer.derived.get(i) = Derived::new(Some(&part));
+        }
+        layer
+    }
+
+    /// What its parts must know of the program.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts
     }
 
     /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist
@@ -253,7 +291,8 @@ impl Layer {
         self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
         let sizes = self.memory_sizes(rows, rate > 0);
         self.memory = Slots::new(sizes.len(), |i| vec![0.0; sizes[i]]);
-        self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, |p| p.len())]));
+        let numbers = |p: Part| p.len() + p.rules().gathers(&p);
+        self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, numbers)]));
         Ok(())
     }
 
@@ -274,7 +313,8 @@ impl Layer {
         let derived: u64 = derived.map(|(n, exact)| (4 * n + 8 * exact) as u64).sum();
         let derived = derived + self.shared().map_or(0, Shared::bytes);
         let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
-        (params + derived, 3 * params + 4 * sizes.iter().sum::<usize>() as u64)
+        let gathered: usize = self.parts.iter().flatten().map(|p| p.rules().gathers(p)).sum();
+        (params + derived, 3 * params + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
     }
 
     /// What is at each place.
@@ -294,6 +334,20 @@ impl Layer {
             let Some(part) = part else { continue };
             part.rules().settle(self, i, model, level, each);
         }
+    }
+
+    /// Last changes to the gradients of a step, before anything is made of them.
+    pub fn before_update(&self, level: Level, each: Each<'_>) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            part.rules().before_update(self, i, level, each);
+        }
+    }
+
+    /// By how much to learn faster than LoRA, to begin with.
+    pub fn pace(&self) -> f64 {
+        let own = self.parts.iter().flatten().find_map(|p| p.rules().pace(p));
+        own.unwrap_or(self.method().pace)
     }
 
     /// Sets all pairs to what LoRA begins with: A random, B zero.
@@ -335,18 +389,20 @@ impl Layer {
     /// Numbers of a place that are laid out as its parameters, such as its gradients, tensor by tensor as PEFT's files have
     /// them, behind the names that these have there.
     pub fn named(&self, names: &Names, place: usize, numbers: &[f32]) -> Vec<(String, Vec<f32>)> {
-        let (Some(part), Some(module)) = (self.parts[place], names.module(place)) else { return vec![] };
+        let Some(part) = self.parts[place].filter(|_| names.module(place).is_some()) else { return vec![] };
         let mut rest = numbers;
         let each = part.rules().tensors(&part).into_iter().map(|tensor| {
             let (here, behind) = rest.split_at(tensor.len());
             rest = behind;
-            let name = format!("base_model.model.{module}{}", tensor.key.peft);
-            (name, tensor.filed(here, |row| names.row(place, row)))
+            (
+                names.peft(place, tensor.key).unwrap_or_default(),
+                tensor.filed(here, |row| names.row(place, row)),
+            )
         });
         each.collect()
     }
 
-    /// Gradients, laid out as the parameters. Panics before [`Layer::learn`].
+    /// Gradients, laid out as the parameters, with what else a step gathers behind them. Panics before [`Layer::learn`].
     pub fn grads(&self) -> &Slots<Vec<f32>> {
         self.grads.as_ref().expect("a layer that learns has gradients")
     }

@@ -4,7 +4,9 @@
 //! layer               what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
-//!   vera              what a layer computes, forward and backward          one file per effect
+//!   vera, prefix,
+//!   prompt            what a layer computes, forward and backward          one file per effect
+//! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -16,6 +18,8 @@
 mod contents;
 mod dora;
 mod effect;
+mod encoder;
+mod front;
 mod gather;
 mod gguf;
 mod ia3;
@@ -29,6 +33,8 @@ mod new;
 mod open;
 mod pattern;
 mod peft;
+mod prefix;
+mod prompt;
 mod svd;
 mod targets;
 mod vera;

@@ -1,12 +1,13 @@
 //! `adapter_config.json`: what PEFT would do with the tensors.
 
 use super::super::layer::{Effect, Part};
-use super::super::methods::Method;
+use super::super::methods::{METHODS, Method};
 use super::super::names::Names;
 use super::super::pattern::Pattern;
+use super::prompts;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The longest configuration; a real one has some kilobytes.
@@ -20,6 +21,10 @@ static KNOWN: &[&str] = &[
     "bias",
     "corda_config",
     "d_initial",
+    "encoder_dropout",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_reparameterization_type",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
@@ -38,9 +43,16 @@ static KNOWN: &[&str] = &[
     "megatron_config",
     "megatron_core",
     "modules_to_save",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
     "peft_type",
     "peft_version",
+    "prefix_projection",
     "projection_prng_key",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
     "qalora_group_size",
     "r",
     "rank_pattern",
@@ -49,6 +61,9 @@ static KNOWN: &[&str] = &[
     "save_projection",
     "target_modules",
     "task_type",
+    "token_dim",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
     "use_dora",
     "use_rslora",
     "vera_dropout",
@@ -70,6 +85,8 @@ pub(super) struct Config {
     targets: Targets,
     /// The method, by our name.
     pub method: &'static str,
+    /// How many virtual tokens it says there are.
+    tokens: Option<u64>,
     /// The base's name.
     pub base_name: Option<String>,
 }
@@ -102,6 +119,7 @@ pub(super) fn method(config: &Value) -> String {
     let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
+        other if let Some(m) = METHODS.iter().find(|m| m.peft == other) => m.name.into(),
         other => other.chars().take(40).collect::<String>().to_lowercase(),
     }
 }
@@ -134,9 +152,15 @@ impl Config {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(Value::String(t)) if t == "IA3" => method = "ia3",
             Some(Value::String(t)) if t == "VERA" => method = "vera",
+            Some(Value::String(t)) if prompts::method(t).is_some() => {
+                method = prompts::method(t).unwrap_or(method);
+                prompts::check(method, &get, wrong);
+            }
             Some(t) => {
-                let expected = "\"LORA\", \"IA3\" or \"VERA\"; others are not supported yet";
-                wrong.push(bad("peft_type", Kind::Unsupported, expected, t))
+                let all: BTreeSet<_> = METHODS.iter().map(|m| format!("{:?}", m.peft)).collect();
+                let all: Vec<_> = all.into_iter().collect();
+                let expected = format!("{}; others are not supported yet", all.join(", "));
+                wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
             }
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
@@ -161,10 +185,11 @@ impl Config {
                 other,
             )),
         }
+        let paired = METHODS.iter().any(|m| m.name == method && m.paired);
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || matches!(method, "ia3" | "vera") => {}
+            _ if good || !paired => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -190,7 +215,23 @@ impl Config {
                 }
                 _ => Targets::Any,
             },
+            tokens: get("num_virtual_tokens").and_then(Value::as_u64),
             base_name: get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+        }
+    }
+
+    /// Holds the virtual tokens of parts against what it says.
+    ///
+    /// # Errors
+    /// `Mismatch` if there are more or fewer: PEFT could not read them.
+    pub(super) fn virtual_tokens(&self, parts: &[Option<Part>]) -> Result<()> {
+        let here = parts.iter().flatten().map(|p| p.virtual_tokens()).find(|n| *n > 0);
+        match (self.tokens, here) {
+            (Some(said), Some(here)) if said != here as u64 => {
+                let error = Error::expected(Kind::Mismatch, "virtual tokens of the tensors", said, here);
+                Err(error.at(Place::Key("num_virtual_tokens".into())))
+            }
+            _ => Ok(()),
         }
     }
 

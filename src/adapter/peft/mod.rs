@@ -7,6 +7,7 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! prompt_embeddings [k][n]     of prefix tuning, prompt tuning and P-tuning: the only tensor there
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
@@ -14,13 +15,15 @@
 //! refused by name. The lines of our [`manifest`](super::manifest) are texts in the tensors' file, which PEFT ignores.
 
 mod config;
+mod prompts;
 mod tensors;
 
 use super::contents::{self, Contents, Form};
 use super::effect::Key;
 use super::gather::{Gather, Half, Terms, all_keys, key_of};
 use super::manifest::Manifest;
-use super::names::Names;
+use super::methods::Method;
+use super::names::{Names, ROOT};
 use super::open::{Adapter, Found, judge};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::{directory_of, flush_directory, write_atomically};
@@ -34,7 +37,6 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// What VeRA's products share.
 const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
-const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
 ///
@@ -48,6 +50,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let warnings = judge(&manifest, model, &mut wrong);
     let names = Names::of(model.program());
     let mut gather = Gather::new(model.program(), &names, wrong);
+    gather.method = Method::named(config.method).ok();
     for name in tensors.names() {
         let half = || -> Result<_> {
             let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
@@ -79,6 +82,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         let (expected, found) = (config.method, lora.method().name);
         return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
     }
+    config.virtual_tokens(lora.parts())?;
     let base_name = manifest.base_name.clone().or(config.base_name);
     Ok(Found { name: name(directory), lora, manifest: Manifest { base_name, ..manifest }, warnings })
 }
@@ -147,6 +151,13 @@ fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usiz
             () => unsupported(&text),
         };
     };
+    if module.is_empty() {
+        // what stands in front of a sequence is outside the module tree
+        return match names.from_module(module) {
+            Some(place) if path.len() == tensor.len() => Ok(Some((place, key))),
+            _ => Err(Error::new(Kind::Format, format!("expected the name {} alone", key.peft))),
+        };
+    }
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
@@ -171,16 +182,16 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let mut matrices = Vec::new();
     for (i, part) in adapter.parts().iter().enumerate() {
         let Some(part) = *part else { continue };
-        let Some(module) = names.module(i) else {
+        if names.module(i).is_none() {
             let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
             wrong.push(error.at(Place::Tensor(names.gguf(i).into())));
             continue;
-        };
+        }
         let (names, mut first) = (&names, 0);
         for tensor in part.rules().tensors(&part) {
             let here = first..first + tensor.len();
             first = here.end;
-            let (name, shape) = (format!("{ROOT}{module}{}", tensor.key.peft), tensor.shape());
+            let (name, shape) = (names.peft(i, tensor.key).unwrap_or_default(), tensor.shape());
             let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
             matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
@@ -194,7 +205,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());
+    let base_name = adapter.manifest().base_name.as_deref();
+    let config = match prompts::make(model.program(), adapter, base_name) {
+        Some(config) => config,
+        None => config::make(&names, adapter.parts(), base_name),
+    };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));
 
