@@ -105,26 +105,43 @@ fn compare(model: &str, method: &str, keep: Keep) {
     assert!(forward < 1e-4, "logits off by {forward:.1e}");
 
     // what is trained
-    let mut trainer = trainer(&model, adapter.to_lora(), 2, keep);
-    let report = trainer.step(&[row(0), row(1)], &RECIPE, 1).unwrap();
-    let off = (report.loss - answers.numbers("loss")[0]).abs();
-    assert!(off < 1e-5, "loss {} off by {off:.1e}", report.loss);
-    let names = Names::of(model.program());
-    let (mut seen, mut worst) = (0, 0f64);
-    for place in 0..trainer.layer().parts().len() {
-        let grads = trainer.layer().grads().read(place).clone();
-        for (key, got) in trainer.layer().named(&names, place, &grads) {
-            let error = relative(&got, &answers.numbers(&key));
-            assert!(error < 1e-3, "{key}: {error:.1e}");
-            (seen, worst) = (seen + 1, worst.max(error));
-        }
-    }
-    let kinds = [".lora_", ".ia3_", ".vera_"];
+    let trainer = trainer(&model, adapter.to_lora(), 2, keep);
+    let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &answers, "");
+    let kinds = [".lora_", ".ia3_", ".vera_", "prompt_embeddings"];
     let all = answers.names().iter().filter(|n| kinds.iter().any(|k| n.contains(k))).count();
     assert_eq!(seen, all);
     println!(
         "{method} {keep:?}: logits {forward:.1e}, loss {off:.1e}, worst of {seen} gradients {worst:.1e}"
     );
+}
+
+/// One step against the loss, the tokens and the gradients of a reference: how far the loss is off, gradients seen, and the
+/// worst of them.
+fn backward(
+    mut trainer: Trainer,
+    rows: &[Example],
+    answers: &Answers,
+    gradients: &Answers,
+    prefix: &str,
+) -> (f64, usize, f64) {
+    let model = Arc::clone(trainer.model());
+    let report = trainer.step(rows, &RECIPE, 1).unwrap();
+    let off = (report.loss - answers.numbers("loss")[0]).abs();
+    assert!(off < 1e-5, "loss {} off by {off:.1e}", report.loss);
+    assert_eq!(report.tokens as f64, answers.numbers("trained")[0]);
+    let names = Names::of(model.program());
+    let (mut seen, mut worst) = (0, 0f64);
+    for place in 0..trainer.layer().parts().len() {
+        let grads = trainer.layer().grads().read(place).clone();
+        for (key, got) in trainer.layer().named(&names, place, &grads) {
+            let error = relative(&got, &gradients.numbers(&format!("{prefix}{key}")));
+            assert!(error < 1e-3, "{key}: {error:.1e}");
+            (seen, worst) = (seen + 1, worst.max(error));
+        }
+    }
+    let norm = (report.grad_norm / gradients.numbers("grad_norm")[0] - 1.0).abs();
+    assert!(norm < 1e-3, "norm {} off by {norm:.1e}", report.grad_norm);
+    (off, seen, worst)
 }
 
 macro_rules! cases { ($($test:ident $model:literal $method:literal;)*) => { $(
@@ -142,6 +159,12 @@ cases! {
     vera_with_biases "llama-tied-bias" "vera";
     ia3_where_products_share_their_input "llama" "ia3-all";
     ia3_with_biases "llama-tied-bias" "ia3-all";
+    prefix "llama" "prefix";
+    prefix_with_wide_heads "qwen3" "prefix";
+    prefix_of_an_encoder "llama" "prefix-projection";
+    prompt "llama" "prompt";
+    prompt_without_the_first_label "llama" "prompt-masked";
+    prompt_of_an_encoder "llama" "ptuning";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -176,7 +199,9 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         ..RECIPE
     };
     let initial = curve.join(format!("initial-{kind}"));
-    let layer = if initial.exists() {
+    let layer = if initial.join("encoder.safetensors").exists() {
+        encoded(&model, method, &initial)
+    } else if initial.exists() {
         take(initial, &model).to_lora()
     } else {
         let rank = if name.contains("wide") { 2 } else { 4 };
@@ -184,7 +209,10 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         new.layer(&model, Level::chosen().unwrap(), 2).unwrap()
     };
     let mut trainer = trainer(&model, layer, 2, Keep::Streams);
-    let rows = rows(&folder.join("curve/data.jsonl"));
+    let mut rows = rows(&folder.join("curve/data.jsonl"));
+    if settings.get("first_labels").is_some() {
+        rows.iter_mut().for_each(|row| row.trained[0] = false);
+    }
     let (mut worst, mut worst_norm) = (0f64, 0f64);
     for (i, step) in stored["steps"].as_array().unwrap().iter().enumerate() {
         let window: Vec<_> = (0..4).map(|j| rows[(i * 4 + j) % rows.len()].clone()).collect();
@@ -192,6 +220,7 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         let loss = (report.loss / number(&step["loss"]) - 1.0).abs();
         let norm = (report.grad_norm / number(&step["grad_norm"]) - 1.0).abs();
         assert!(loss < bound, "{name} {kind} {method}: step {}: {report:?} against {step}", i + 1);
+        assert_eq!(report.tokens as f64, number(&step["tokens"]));
         (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
     }
     let (loss, _) = trainer.evaluate(&rows).unwrap();
@@ -204,6 +233,82 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
 fn twenty_steps() {
     for method in ["dora", "ia3", "vera", "plus", "pissa", "olora"] {
         follow("llama", "F32", method, 0.01);
+    }
+}
+
+#[test]
+fn twenty_steps_in_front_of_a_sequence() {
+    for method in ["prefix", "prefix-projection", "prompt", "prompt-masked", "ptuning"] {
+        follow("llama", "F32", method, 0.01);
+    }
+    follow("qwen3", "F32", "prefix", 0.01);
+}
+
+/// A layer that learns through PEFT's encoder.
+fn encoded(model: &Arc<Model>, method: &str, folder: &Path) -> Layer {
+    let method = Method::named(method.split('-').next().unwrap()).unwrap();
+    let new = New { virtual_tokens: Some(3), encoder: Some(16), ..New::of(method) };
+    let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
+    let answers = Answers::open(folder.join("encoder.safetensors"));
+    let (place, names) = (model.program().front_place(), Names::of(model.program()));
+    let mut numbers = layer.params().get(place);
+    // where the numbers lie, by numbers that say it
+    let indices: Vec<f32> = (0..numbers.len()).map(|i| i as f32).collect();
+    let mut seen = 0;
+    for (key, at) in layer.named(&names, place, &indices) {
+        at.iter().zip(answers.numbers(&key)).for_each(|(at, v)| numbers[*at as usize] = v as f32);
+        seen += at.len();
+    }
+    assert_eq!(seen, numbers.len());
+    drop(numbers);
+    layer
+}
+
+#[test]
+fn encoders() {
+    let folder = vectors().join("llama");
+    let model = open(folder.join("F32.gguf"));
+    let level = Level::chosen().unwrap();
+    for method in ["prefix-projection", "ptuning"] {
+        let here = folder.join(method);
+        let answers = Answers::open(here.join("gradients.safetensors"));
+        let layer = encoded(&model, method, &here);
+        layer.settle(&model, level, &mut |n, f| (0..n).for_each(f));
+        // what is published is what PEFT saved
+        let published = Adapter::new("x", layer.copy(), Manifest::of(&model), model.program()).unwrap();
+        let saved = take(&here, &model);
+        let place = model.program().front_place();
+        assert_eq!(published.parts(), saved.parts());
+        let want: Vec<f64> = saved.numbers(place).iter().map(|v| f64::from(*v)).collect();
+        let off = relative(&published.numbers(place), &want);
+        assert!(off < 1e-6, "{method}: published numbers off by {off:.1e}");
+        assert!(layer.len() != published.to_lora().len() && layer.method().name == published.method().name);
+        let row = |i: usize| {
+            let trained = answers.numbers(&format!("labels.{i}")).iter().map(|l| *l >= 0.0).collect();
+            Example { tokens: answers.tokens(&format!("tokens.{i}")), trained }
+        };
+        let gradients = Answers::open(here.join("encoder.safetensors"));
+        let all = gradients.names().iter().filter(|n| n.starts_with("gradient.")).count();
+        for (keep, rows) in [(Keep::Streams, 256), (Keep::Registers, 256), (Keep::Streams, 50)] {
+            // with few rows the window is two passes
+            let mut layer = layer.copy();
+            layer.learn(rows, 0.0, 0).unwrap();
+            let options = TrainOptions {
+                level,
+                threads: 2,
+                rows,
+                context: 128.min(rows),
+                sequences: 2,
+                kv: Precision::F32,
+                keep,
+            };
+            let trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
+            let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &gradients, "gradient.");
+            assert_eq!(seen, all);
+            println!(
+                "{method} {keep:?} {rows}: published {off:.1e}, loss {off:.1e}, worst of {seen} {worst:.1e}"
+            );
+        }
     }
 }
 
@@ -242,6 +347,9 @@ fn files_there_and_back_in_both_forms() {
         ("ia3", "blk.1.mlp"),
         ("vera", "q,down"),
         ("vera", "all,head"),
+        ("prefix", "front"),
+        ("prompt", "front"),
+        ("ptuning", "front"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -396,7 +504,7 @@ fn ranks_and_alphas_of_places() {
     assert_eq!(wrong.layer(&model, level, 1).unwrap_err().findings().len(), 4);
     assert!(Places::parse("q").is_err() && Places::parse("q=0").is_err() && Places::parse("=1").is_err());
     let unknown = Method::named("lorra").unwrap_err().to_string();
-    assert!(unknown.contains("lora, dora, ia3, vera"), "{unknown}");
+    assert!(unknown.contains("lora, dora, ia3, vera, prefix, prompt, ptuning"), "{unknown}");
 }
 
 #[test]

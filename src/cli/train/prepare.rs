@@ -59,8 +59,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    if args.max_forgetting.is_some() && layer.as_ref().is_some_and(|l: &Lora| l.method().name == "dora") {
-        let text = "max-forgetting: a dora layer cannot be scaled down; lora, ia3 and vera can";
+    let whole = layer.as_ref().filter(|l: &&Lora| args.max_forgetting.is_some() && l.times(1.0).is_none());
+    if let Some(layer) = whole {
+        let name = layer.method().name;
+        let text = format!("max-forgetting: a {name} layer cannot be scaled down; lora, ia3 and vera can");
         wrong.push(Error::new(Kind::Unsupported, text));
     }
     let mut progress = terminal::Progress::new();
@@ -102,9 +104,9 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
     }
     let rate = args.learning_rate.unwrap_or_else(|| {
-        let method = layer.as_ref().map_or(args.method, |l| l.method());
+        let pace = layer.as_ref().map_or(args.method.pace, Lora::pace);
         let signal = data.as_ref().map_or(Signal::Shown, |d| d.train.signal());
-        Recipe::rate_for(model.program().width, method, signal)
+        Recipe::rate_for(model.program().width, pace, signal)
     });
     let mut options = RunOptions {
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
@@ -169,6 +171,8 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         ranks: args.rank_pattern.clone().unwrap_or_default(),
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
+        virtual_tokens: args.virtual_tokens,
+        encoder: args.encoder,
         seed: args.seed,
         ..of
     };
