@@ -2,7 +2,7 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{dora, ia3, lora, prefix, prompt, vera};
+use super::{dora, ia3, lora, norms, prefix, prompt, tokens, vera, whole};
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -25,6 +25,12 @@ pub enum Effect {
     Inputs,
     /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
     Vera,
+    /// `W′·x`
+    Whole,
+    /// A norm's weight
+    Norm,
+    /// Rows of the embedding table
+    Rows,
     /// Keys and values in front of a sequence's own
     Prefix,
     /// Rows in front of a sequence's embeddings
@@ -40,6 +46,9 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Outputs, &ia3::Factors { outputs: true }),
     (Effect::Inputs, &ia3::Factors { outputs: false }),
     (Effect::Vera, &vera::Vectors),
+    (Effect::Whole, &whole::Whole),
+    (Effect::Norm, &norms::Norm),
+    (Effect::Rows, &tokens::Embeddings),
     (Effect::Prefix, &prefix::Prefix),
     (Effect::Prompt, &prompt::Virtual(Effect::Prompt)),
     (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
@@ -206,8 +215,16 @@ pub(super) trait Rules: Sync {
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.
     fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng);
 
-    /// Makes it do `by` times what it did, if there is a part of its kind that does.
-    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool;
+    /// Numbers of the base's, laid out as its own, that its own stand in for.
+    fn stands_for(&self, model: &Model, level: Level, i: usize, numbers: &[f32]) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Makes it do `by` times what it did, if there is a part of its kind that does. Not asked of what stands in for numbers
+    /// of the base's.
+    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool {
+        false
+    }
 
     /// By how much to learn faster than LoRA, to begin with, if not by its method's pace.
     fn pace(&self, part: &Part) -> Option<f64> {
@@ -339,6 +356,9 @@ pub(super) trait Rules: Sync {
         false
     }
 
+    /// Adds to logits what its embeddings differ by.
+    fn head(&self, layer: &Layer, i: usize, level: Level, x: &[f32], logits: &mut [f32]) {}
+
     /// Rows in front of a sequence.
     fn virtual_tokens(&self, part: &Part) -> usize {
         0
@@ -388,6 +408,8 @@ pub(super) trait Rules: Sync {
 
     /// Last changes to the gradients of a step, once all its passes are done; what is gathered is cleared by it.
     fn before_update(&self, layer: &Layer, i: usize, level: Level, each: Each<'_>) {}
+
+    fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {}
 
     fn embedding_back(&self, layer: &Layer, i: usize, tokens: &[u32], dy: Mat<'_>) {}
 

@@ -7,6 +7,8 @@
 //! adapter.lora.alpha     f32 α              NAME.ia3_l    [1, outputs] or [inputs]
 //! vera_a [most inputs, r]                   NAME.vera_d   [r]
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
+//! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
+//! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
 //! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
 //!                                           converted model's order
 //! ```
@@ -123,7 +125,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
             },
         )
         .map_err(|e| e.in_file(path))?;
-    if lora.method().name != method.name {
+    if !lora.parts().iter().flatten().all(|p| method.has(p.effect)) {
         let (expected, found) = (method.name, lora.method().name);
         let error = Error::expected(Kind::Format, "matrices of the method", expected, found);
         return Err(error.at(Place::Key("adapter.type".into())).in_file(path));

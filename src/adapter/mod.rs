@@ -4,8 +4,9 @@
 //! layer               what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
-//!   vera, prefix,
-//!   prompt            what a layer computes, forward and backward          one file per effect
+//!   vera, whole,
+//!   norms, tokens,
+//!   prefix, prompt    what a layer computes, forward and backward          one file per effect
 //! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
@@ -30,6 +31,7 @@ mod merge;
 mod methods;
 mod names;
 mod new;
+mod norms;
 mod open;
 mod pattern;
 mod peft;
@@ -37,7 +39,9 @@ mod prefix;
 mod prompt;
 mod svd;
 mod targets;
+mod tokens;
 mod vera;
+mod whole;
 mod worn;
 
 pub use contents::{Contents, Form, Half};

@@ -81,10 +81,6 @@ impl Rules for Prefix {
         front::start(layer, i, rng);
     }
 
-    /// There is no such thing as a share of a position.
-    fn times(&self, _: &mut Part, _: &mut [f32], _: f32) -> bool {
-        false
-    }
     fn derived(&self, p: &Part) -> (usize, usize) {
         (front::derived(p), 0)
     }

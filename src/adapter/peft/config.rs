@@ -3,11 +3,13 @@
 use super::super::layer::{Effect, Part};
 use super::super::methods::{METHODS, Method};
 use super::super::names::Names;
+use super::super::open::Adapter;
 use super::super::pattern::Pattern;
+use super::super::tokens::MOST;
 use super::prompts;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The longest configuration; a real one has some kilobytes.
@@ -64,6 +66,7 @@ static KNOWN: &[&str] = &[
     "token_dim",
     "tokenizer_kwargs",
     "tokenizer_name_or_path",
+    "token_indices",
     "use_dora",
     "use_rslora",
     "vera_dropout",
@@ -86,7 +89,9 @@ pub(super) struct Config {
     /// The method, by our name.
     pub method: &'static str,
     /// How many virtual tokens it says there are.
-    tokens: Option<u64>,
+    virtual_tokens: Option<u64>,
+    /// The tokens that have embeddings of their own.
+    pub tokens: Vec<f32>,
     /// The base's name.
     pub base_name: Option<String>,
 }
@@ -148,20 +153,23 @@ impl Config {
             wrong.push(Error::expected(Kind::Format, "configuration", "a JSON object", "something else"));
         }
         let mut method = if says_nothing(get("use_dora")) { "lora" } else { "dora" };
+        let known = |t: &str| METHODS.iter().find(|m| m.peft == t);
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
-            Some(Value::String(t)) if t == "IA3" => method = "ia3",
-            Some(Value::String(t)) if t == "VERA" => method = "vera",
-            Some(Value::String(t)) if prompts::method(t).is_some() => {
-                method = prompts::method(t).unwrap_or(method);
-                prompts::check(method, &get, wrong);
-            }
-            Some(t) => {
-                let all: BTreeSet<_> = METHODS.iter().map(|m| format!("{:?}", m.peft)).collect();
-                let all: Vec<_> = all.into_iter().collect();
-                let expected = format!("{}; others are not supported yet", all.join(", "));
-                wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
-            }
+            Some(t) => match t.as_str().and_then(known) {
+                Some(found) => {
+                    method = found.name;
+                    if found.leads() {
+                        prompts::check(method, &get, wrong);
+                    }
+                }
+                None => {
+                    let mut all: Vec<_> = METHODS.iter().map(|m| m.peft).collect();
+                    all.dedup();
+                    let expected = format!("one of {}; others are not supported", all.join(", "));
+                    wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
+                }
+            },
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
         for (key, value) in all {
@@ -185,11 +193,10 @@ impl Config {
                 other,
             )),
         }
-        let paired = METHODS.iter().any(|m| m.name == method && m.paired);
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || !paired => {}
+            _ if good || !matches!(method, "lora" | "dora") => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -199,7 +206,19 @@ impl Config {
         need("lora_alpha", "a finite number other than 0", a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
+        let tokens = match get("token_indices") {
+            _ if method != "tokens" => vec![],
+            Some(Value::Array(all)) if all.iter().all(|t| t.as_u64().is_some_and(|t| t < MOST.into())) => {
+                all.iter().filter_map(|t| t.as_u64().map(|t| t as f32)).collect()
+            }
+            other => {
+                let found = other.unwrap_or(&Value::Null);
+                wrong.push(bad("token_indices", Kind::Format, "a list of tokens", found));
+                vec![]
+            }
+        };
         Config {
+            tokens,
             rank: r,
             method,
             alpha: a.unwrap_or(1.0),
@@ -215,7 +234,7 @@ impl Config {
                 }
                 _ => Targets::Any,
             },
-            tokens: get("num_virtual_tokens").and_then(Value::as_u64),
+            virtual_tokens: get("num_virtual_tokens").and_then(Value::as_u64),
             base_name: get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
         }
     }
@@ -226,7 +245,7 @@ impl Config {
     /// `Mismatch` if there are more or fewer: PEFT could not read them.
     pub(super) fn virtual_tokens(&self, parts: &[Option<Part>]) -> Result<()> {
         let here = parts.iter().flatten().map(|p| p.virtual_tokens()).find(|n| *n > 0);
-        match (self.tokens, here) {
+        match (self.virtual_tokens, here) {
             (Some(said), Some(here)) if said != here as u64 => {
                 let error = Error::expected(Kind::Mismatch, "virtual tokens of the tensors", said, here);
                 Err(error.at(Place::Key("num_virtual_tokens".into())))
@@ -297,12 +316,42 @@ fn patterns<T>(
     all
 }
 
-/// A configuration for these parts.
-pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
-    let method = Method::of(parts.iter().flatten()).name;
-    if method == "ia3" {
-        return make_ia3(names, parts, base_name);
+/// A configuration for an adapter.
+pub(super) fn make(names: &Names, adapter: &Adapter) -> Value {
+    let (parts, base_name) = (adapter.parts(), adapter.manifest().base_name.as_deref());
+    let method = adapter.method();
+    match method.name {
+        "lora" | "dora" | "vera" => make_paired(names, parts, base_name),
+        "ia3" => make_ia3(names, parts, base_name),
+        "tokens" => {
+            let mut config = make_plain(names, parts, base_name, method);
+            let part = parts.iter().enumerate().find_map(|(i, p)| Some((i, (*p)?)));
+            let tokens: Vec<u32> = part
+                .map_or(vec![], |(i, p)| adapter.numbers(i)[..p.rank].iter().map(|t| *t as u32).collect());
+            config["token_indices"] = tokens.into();
+            config["target_modules"] = "model.embed_tokens".into();
+            config
+        }
+        _ => make_plain(names, parts, base_name, method),
     }
+}
+
+/// What every method has: its name there, and its modules.
+fn make_plain(names: &Names, parts: &[Option<Part>], base_name: Option<&str>, method: &Method) -> Value {
+    let with: Vec<_> =
+        names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
+    json!({
+        "peft_type": method.peft,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": true,
+        "target_modules": modules(names, parts, &with),
+    })
+}
+
+/// A configuration of pairs.
+fn make_paired(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
+    let method = Method::of(parts.iter().flatten()).name;
     let with: Vec<_> =
         names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);

@@ -7,6 +7,9 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
+//! base_model.model.PATH.ln_tuning_layers.weight [length]
+//! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
 //! prompt_embeddings [k][n]     of prefix tuning, prompt tuning and P-tuning: the only tensor there
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
@@ -25,6 +28,7 @@ use super::manifest::Manifest;
 use super::methods::Method;
 use super::names::{Names, ROOT};
 use super::open::{Adapter, Found, judge};
+use super::tokens;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::{directory_of, flush_directory, write_atomically};
 use crate::model::Model;
@@ -68,6 +72,17 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
             Err(e) => gather.wrong.push(e.at(shown(&name))),
         }
     }
+    if !config.tokens.is_empty() {
+        let (rows, tokens) = (config.tokens.len(), config.tokens.clone());
+        let name = "token_indices".to_owned();
+        let half = Half { name, rows, cols: 1, numbers: Box::new(move || Ok(tokens.clone())) };
+        gather.put(
+            model.program().table_place(),
+            &tokens::KEYS[0],
+            Place::Key("token_indices".into()),
+            Ok(half),
+        );
+    }
     let lora = gather.finish(
         |place, part| {
             if !part.rules().scaled() {
@@ -78,8 +93,9 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         },
         |_, _, _| Ok(()),
     )?;
-    if lora.method().name != config.method {
-        let (expected, found) = (config.method, lora.method().name);
+    let method = Method::named(config.method)?;
+    if !lora.parts().iter().flatten().all(|p| method.has(p.effect)) {
+        let (expected, found) = (method.name, lora.method().name);
         return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
     }
     config.virtual_tokens(lora.parts())?;
@@ -161,6 +177,10 @@ fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usiz
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
+    let head = module == "lm_head" && std::ptr::eq(key, &tokens::KEYS[1]);
+    if head && names.from_module(module).is_some_and(|head| names.tied(head)) {
+        return Ok(None); // the same rows a second time
+    }
     let Some(place) = names.from_module(module) else {
         let shown: String = module.chars().take(80).collect();
         return Err(Error::new(Kind::Mismatch, format!("this base has no product {shown}")));
@@ -191,10 +211,21 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         for tensor in part.rules().tensors(&part) {
             let here = first..first + tensor.len();
             first = here.end;
+            if std::ptr::eq(tensor.key, &tokens::KEYS[0]) {
+                continue; // in the configuration
+            }
             let (name, shape) = (names.peft(i, tensor.key).unwrap_or_default(), tensor.shape());
             let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
             matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
+    }
+    // PEFT keeps the rows of a table that the head shares a second time
+    let table = model.program().table_place();
+    if let (Some(Some(part)), true) = (adapter.parts().get(table), names.tied(model.program().head.site)) {
+        let name = format!("{ROOT}lm_head{}", tokens::KEYS[1].peft);
+        let rows = part.rank;
+        let numbers = move || adapter.numbers(table)[rows..].to_vec();
+        matrices.push(Matrix { name, shape: vec![rows, part.outputs], numbers: Box::new(numbers) });
     }
     if let Some(s) = adapter.lora().shared() {
         let rows = move || (0..s.outputs).flat_map(move |o| (0..s.rank).map(move |j| (o, j)));
@@ -205,10 +236,9 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let base_name = adapter.manifest().base_name.as_deref();
-    let config = match prompts::make(model.program(), adapter, base_name) {
+    let config = match prompts::make(model.program(), adapter) {
         Some(config) => config,
-        None => config::make(&names, adapter.parts(), base_name),
+        None => config::make(&names, adapter),
     };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));

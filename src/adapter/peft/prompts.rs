@@ -1,16 +1,10 @@
 //! `adapter_config.json` of what stands in front of a sequence. PEFT keeps only the rows: an encoder is gone once they are
 //! saved, so the fields about it, and about starts, change nothing.
 
-use super::super::methods::METHODS;
 use super::super::open::Adapter;
 use crate::error::{Error, Findings, Kind, Place};
 use crate::model::program::Program;
 use serde_json::{Value, json};
-
-/// Our name of a `peft_type`, if it is one of these.
-pub(super) fn method(peft: &str) -> Option<&'static str> {
-    METHODS.iter().find(|m| m.leads() && m.peft == peft).map(|m| m.name)
-}
 
 /// What cannot be.
 pub(super) fn check<'v>(method: &str, get: &impl Fn(&str) -> Option<&'v Value>, wrong: &mut Findings) {
@@ -36,7 +30,7 @@ pub(super) fn check<'v>(method: &str, get: &impl Fn(&str) -> Option<&'v Value>, 
 }
 
 /// A configuration for an adapter that is in front of a sequence; `None` for others.
-pub(super) fn make(program: &Program, adapter: &Adapter, base_name: Option<&str>) -> Option<Value> {
+pub(super) fn make(program: &Program, adapter: &Adapter) -> Option<Value> {
     let method = Some(adapter.method()).filter(|m| m.leads())?;
     let tokens = adapter.parts().iter().flatten().map(|p| p.virtual_tokens()).next()?;
     let attention = program.attention;
@@ -49,7 +43,7 @@ pub(super) fn make(program: &Program, adapter: &Adapter, base_name: Option<&str>
     let mut config = json!({
         "peft_type": method.peft,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": adapter.manifest().base_name,
         "inference_mode": true,
         "num_virtual_tokens": tokens,
         "num_transformer_submodules": 1,

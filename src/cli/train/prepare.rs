@@ -59,10 +59,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    let whole = layer.as_ref().filter(|l: &&Lora| args.max_forgetting.is_some() && l.times(1.0).is_none());
-    if let Some(layer) = whole {
-        let name = layer.method().name;
-        let text = format!("max-forgetting: a {name} layer cannot be scaled down; lora, ia3 and vera can");
+    let level = options::level()?;
+    let whole = |l: &&Lora| args.max_forgetting.is_some() && l.times(&model, level, 1.0).is_none();
+    if let Some(layer) = layer.as_ref().filter(whole) {
+        let text = format!("max-forgetting: a {} layer cannot be scaled down", layer.method().name);
         wrong.push(Error::new(Kind::Unsupported, text));
     }
     let mut progress = terminal::Progress::new();
@@ -157,7 +157,11 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
     if let Some(path) = &args.init_adapter {
         let (adapter, warnings) = Adapter::open(path, model)?;
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
-        return Ok((adapter.to_lora(), Some(*adapter.id())));
+        let layer = match args.next_half {
+            true => adapter.to_lora().next_half(model, options::level()?, args.seed)?,
+            false => adapter.to_lora(),
+        };
+        return Ok((layer, Some(*adapter.id())));
     }
     if args.rank.is_some() && !args.method.ranked {
         return Err(Error::new(Kind::Argument, format!("{} has no rank", args.method.name)));
@@ -171,12 +175,33 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         ranks: args.rank_pattern.clone().unwrap_or_default(),
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
+        tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
         virtual_tokens: args.virtual_tokens,
         encoder: args.encoder,
         seed: args.seed,
         ..of
     };
     Ok((new.layer(model, options::level()?, args.machine.count())?, None))
+}
+
+/// The tokens of a list: numbers, or names of the vocabulary.
+fn tokens(list: &str, model: &Model) -> onlay::Result<Vec<u32>> {
+    let mut wrong = Findings::default();
+    let one = |name: &str| {
+        let known = || Ok(model.tokenizer()?.find(name.as_bytes()));
+        match name.parse().map_or_else(|_| known(), |n| Ok(Some(n))) {
+            Ok(Some(token)) => Ok(token),
+            Ok(None) => Err(Error::expected(
+                Kind::Argument,
+                "token",
+                "its number, or as the vocabulary spells it",
+                format!("{name:?}"),
+            )),
+            Err(e) => Err(e),
+        }
+    };
+    let all = list.split(',').filter_map(|name| wrong.keep(one(name.trim()))).collect();
+    wrong.refuse("the tokens cannot be trained").map(|()| all)
 }
 
 /// Takes what is fastest within the memory that was promised.
