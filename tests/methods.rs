@@ -283,6 +283,93 @@ fn encoded(model: &Arc<Model>, method: &str, folder: &Path) -> Layer {
     layer
 }
 
+/// PEFT's own fields, and what a configuration says that PEFT could not read.
+#[test]
+fn configurations_of_virtual_tokens() {
+    let scratch = Scratch::new("prompts");
+    let level = Level::chosen().unwrap();
+    let json = |folder: &Path| -> Value {
+        serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    for (name, method) in
+        [("llama", "prefix"), ("qwen3", "prefix"), ("llama", "prompt"), ("llama", "ptuning")]
+    {
+        let folder = vectors().join(name);
+        let model = open(folder.join("F32.gguf"));
+        let here = scratch.0.join(format!("{name}-{method}"));
+        let adapter = take(folder.join(method), &model);
+        adapter.write_peft(&here, &model, false).unwrap();
+        let (ours, theirs) = (json(&here), json(&folder.join(method)));
+        for (key, value) in ours.as_object().unwrap() {
+            // a width of no consequence once the encoder is gone
+            if key != "base_model_name_or_path" && !(method == "ptuning" && key == "encoder_hidden_size") {
+                assert_eq!(*value, theirs[key], "{name} {method}: {key}");
+            }
+        }
+        let tensors = |folder: &Path| Answers::open(folder.join("adapter_model.safetensors"));
+        let numbers = |folder: &Path| tensors(folder).numbers("prompt_embeddings");
+        assert_eq!(tensors(&here).names(), ["prompt_embeddings"]);
+        assert_eq!(numbers(&here), numbers(&folder.join(method)));
+        if name != "llama" {
+            continue;
+        }
+        let refused = |key: &str, value: Value, kind: Kind, text: &str| {
+            let mut wrong = ours.clone();
+            wrong[key] = value;
+            std::fs::write(here.join("adapter_config.json"), wrong.to_string()).unwrap();
+            let error = Adapter::open(&here, &model).unwrap_err();
+            assert!(error.kind() == kind && error.to_string().contains(text), "{key}: {error}");
+        };
+        refused(
+            "num_virtual_tokens",
+            4.into(),
+            Kind::Mismatch,
+            "virtual tokens of the tensors: expected 4, found 3",
+        );
+        refused(
+            "num_virtual_tokens",
+            0.into(),
+            Kind::Format,
+            "num_virtual_tokens: value: expected an integer above 0",
+        );
+        refused("num_transformer_submodules", 2.into(), Kind::Unsupported, "num_transformer_submodules");
+        if method == "ptuning" {
+            refused("encoder_reparameterization_type", "LSTM".into(), Kind::Unsupported, "LSTM of P-tuning");
+        }
+        let other = if method == "prefix" { "PROMPT_TUNING" } else { "PREFIX_TUNING" };
+        refused("peft_type", other.into(), Kind::Mismatch, "expected");
+        if method == "prefix" {
+            refused("peft_type", "IA3".into(), Kind::Format, "matrices of the method: expected ia3");
+        }
+    }
+    // one tensor under one name, without the root of the module tree
+    let model = open(vectors().join("llama/F32.gguf"));
+    for name in ["base_model.model.prompt_embeddings", "model.prompt_embeddings"] {
+        let here = scratch.0.join("llama-prompt");
+        let bytes: Vec<u8> = vec![0; 3 * 64 * 4];
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![3, 64], &bytes).unwrap();
+        let file = safetensors::serialize([(name, view)], None).unwrap();
+        std::fs::write(here.join("adapter_model.safetensors"), file).unwrap();
+        std::fs::copy(vectors().join("llama/prompt/adapter_config.json"), here.join("adapter_config.json"))
+            .unwrap();
+        let error = Adapter::open(&here, &model).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Format | Kind::Mismatch), "{error}");
+    }
+    // numbers that are asked for
+    let of = |method: &str| New::of(Method::named(method).unwrap());
+    for new in [
+        New { virtual_tokens: Some(0), ..of("prefix") },
+        New { virtual_tokens: Some(usize::MAX), ..of("prompt") },
+        New { virtual_tokens: Some(2), ..of("lora") },
+        New { encoder: Some(2), ..of("prompt") },
+        New { encoder: Some(usize::MAX), ..of("prefix") },
+        New { targets: Some(Targets::parse("q").unwrap()), ..of("ptuning") },
+    ] {
+        assert_eq!(new.layer(&model, level, 1).unwrap_err().kind(), Kind::Argument, "{new:?}");
+    }
+}
+
 #[test]
 fn encoders() {
     let folder = vectors().join("llama");
@@ -400,15 +487,16 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
-/// Methods whose layers begin as the base.
-const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens"];
+const METHODS_HERE: &[&str] =
+    &["dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning"];
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
     for (file, methods) in [("llama/F32", METHODS_HERE), ("llama-wide/Q4_K", METHODS_HERE)] {
         let model = open(vectors().join(format!("{file}.gguf")));
         let tokens: Vec<u32> = (0..60).map(|i| (i * 7 + 3) % 100).collect();
-        let example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
+        let mut example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
+        example.trained[0] = false; // virtual tokens would predict it
         let mut one = runner(&model, options(1));
         let base = bits(&logits(&mut one, &tokens, None));
         for method in methods {
@@ -420,14 +508,16 @@ fn off_is_the_base_and_trained_is_served() {
             let fresh = Adapter::new("x", fresh, Manifest::default(), model.program()).unwrap();
             let fresh = worn(&model, &[(&Arc::new(fresh), 1.0)]);
             let start = logits(&mut one, &tokens, fresh.delta());
+            let leads = Method::named(method).unwrap().leads(); // which begin with random numbers
             // (a matrix in f32 takes unrounded inputs, which a quantized one does not)
-            if *method != "full" || file.ends_with("F32") {
+            if !leads && (*method != "full" || file.ends_with("F32")) {
                 assert_eq!(bits(&start), base, "{method}: the start");
             }
 
             let targets = match *method {
                 "ia3" => "k,v,gate,down",
                 "norms" | "tokens" => method,
+                _ if leads => "front",
                 _ => "all,head",
             };
             let adapter = random(&model, method, targets, 9);
@@ -501,8 +591,24 @@ fn stacks_and_merges() {
         let off = off.fold(0f32, f32::max);
         assert!(off < 1e-4, "{off}");
     }
-    let both = Worn::new(&model, vec![(dora, 1.0), (down, 1.0)]).unwrap_err();
+    let both = Worn::new(&model, vec![(dora.clone(), 1.0), (down, 1.0)]).unwrap_err();
     assert_eq!(both.kind(), Kind::Unsupported);
+    // what stands in front is one adapter's, whole, beside others; it is in no matrix
+    let (prefix, prompt) = (of("prefix", "front", 7), of("prompt", "front", 8));
+    for stack in [vec![(prefix.clone(), 1.0), (prompt.clone(), 1.0)], vec![(prompt, 0.5)]] {
+        let error = Worn::new(&model, stack).unwrap_err();
+        assert_eq!((error.kind(), error.findings().len()), (Kind::Unsupported, 0), "{error}");
+        assert!(error.to_string().contains("front: only one adapter"), "{error}");
+    }
+    let on = worn(&model, &[(&dora, 0.5), (&prefix, 1.0)]);
+    let level = Level::chosen().unwrap();
+    let options = MergeOptions { kind: None, overwrite: true, threads: 1, level };
+    let error = merge(&model, &on, &scratch.0.join("no.gguf"), &options, &mut |_, _| Ok(())).unwrap_err();
+    assert!(
+        error.kind() == Kind::Unsupported && error.to_string().contains("no part of a matrix"),
+        "{error}"
+    );
+    assert!(prefix.to_lora().times(&model, level, 0.5).is_none());
 }
 
 #[test]
@@ -540,7 +646,10 @@ fn ranks_and_alphas_of_places() {
     assert_eq!(wrong.layer(&model, level, 1).unwrap_err().findings().len(), 4);
     assert!(Places::parse("q").is_err() && Places::parse("q=0").is_err() && Places::parse("=1").is_err());
     let unknown = Method::named("lorra").unwrap_err().to_string();
-    assert!(unknown.contains("lora, dora, ia3, vera, prefix, prompt, ptuning"), "{unknown}");
+    assert!(
+        unknown.contains("lora, dora, ia3, vera") && unknown.contains("prefix, prompt, ptuning"),
+        "{unknown}"
+    );
 }
 
 #[test]
@@ -550,7 +659,7 @@ fn runs_go_on_with_their_own_method_only() {
     let layer = |method: &str| {
         New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera"] {
+    for method in ["dora", "ia3", "vera", "prefix", "ptuning"] {
         let run = |disk: &runs::Disk, threads: usize| {
             let (data, options) = (runs::data(&model), runs::small(threads));
             Run::new(model.clone(), layer(method), data, options, Some(Box::new(disk.clone()))).unwrap()
