@@ -49,8 +49,10 @@ fn allocations(f: impl FnOnce()) -> usize {
 
 fn layer(model: &onlay::model::Model, method: &'static Method) -> Lora {
     let level = Level::chosen().unwrap();
-    let all = onlay::adapter::Targets::parse("all,head").unwrap();
-    let layer = New { rank: 4, targets: Some(all), ..New::of(method) }.layer(model, level, 1).unwrap();
+    let everywhere = if method.targets == "all" { "all,head" } else { method.targets };
+    let targets = Some(onlay::adapter::Targets::parse(everywhere).unwrap());
+    let tokens = if method.name == "tokens" { vec![3, 5] } else { vec![] };
+    let layer = New { rank: 4, targets, tokens, ..New::of(method) }.layer(model, level, 1).unwrap();
     layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     layer
 }

@@ -386,9 +386,9 @@ fn peft_directories_that_lie_or_want_more() {
         ("self_attn.q_proj.ia3_l", Kind::Format, "do not go together at one place"),
         ("self_attn.q_proj.lora_B.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.bias", Kind::Unsupported, "trained biases"),
-        ("self_attn.q_proj.weight", Kind::Unsupported, "whole trained modules"),
+        ("self_attn.q_proj.weight", Kind::Format, "do not go together at one place"),
         ("embed_tokens.lora_embedding_A", Kind::Unsupported, "around the token embedding"),
-        ("self_attn.q_proj.lora_A.default.weight", Kind::Unsupported, "is no tensor of a layer"),
+        ("self_attn.q_proj.lora_A.default.weight", Kind::Mismatch, "this base has no product"),
         (
             "self_attn.qkv_proj.lora_A.weight",
             Kind::Mismatch,

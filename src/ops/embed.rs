@@ -2,10 +2,11 @@
 //!
 //! # Forward
 //! ```text
-//! y[i] = table[token i]
+//! y[i] = table[token i], or the layer's row of that token
 //! ```
 //! # Backward
-//! The table is frozen, and nothing lies below it.
+//! The table is frozen, and nothing lies below it. A layer's rows get the gradient of what follows from who runs the pass
+//! ([`Backward::embedding_back`](super::Backward::embedding_back)).
 
 use super::{Host, MatrixId, Operation};
 use crate::tensor::Register;
@@ -28,12 +29,17 @@ impl Operation for Embed {
     }
     fn forward(&self, host: &mut Host<'_>) {
         let table = host.tables.matrix(self.table);
-        let (level, tokens) = (host.level, host.batch.tokens);
+        let (level, batch) = (host.level, host.batch);
+        let tokens = batch.tokens;
+        let embeds = batch.spans.iter().any(|s| s.delta.is_some_and(|d| d.embeds()));
         let mut to = host.frame.write(self.to);
         let cols = table.cols;
         host.over_rows(to.mat(), |first, rows| {
-            for (row, token) in rows.chunks_exact_mut(cols).zip(&tokens[first..]) {
-                table.decode(level, *token as usize, 0, row);
+            for (i, row) in rows.chunks_exact_mut(cols).enumerate() {
+                let (delta, token) = (batch.span_of(first + i).delta, tokens[first + i]);
+                if !delta.is_some_and(|d| embeds && d.embedding(token, row)) {
+                    table.decode(level, token as usize, 0, row);
+                }
             }
         });
     }

@@ -21,7 +21,7 @@ use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Backward, Batch, Delta, Needs, Span, Step, Turns};
 use crate::rng::hash;
-use crate::tensor::{Register, Slots, Team};
+use crate::tensor::{Mat, Register, Slots, Team};
 use onlay_kernels::{Level, adam, math};
 use std::borrow::Borrow;
 use std::ops::Range;
@@ -115,8 +115,10 @@ fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
     let steps = |s: &crate::model::program::Segment| s.steps.iter().any(|step| learns_norm(layer, step));
     let norms = program.segments.iter().position(steps);
     let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
-    let lowest = segments.chain(norms).min().unwrap_or(program.segments.len());
+    let bottom = layer.learns_embeddings().then_some(0);
+    let lowest = segments.chain(norms).chain(bottom).min().unwrap_or(program.segments.len());
     let mut wanted = vec![false; program.registers.len()];
+    wanted[usize::from(program.residual.0)] = bottom.is_some();
     if let Some(segment) = program.segments.get(lowest) {
         for step in &segment.steps {
             let from_below = step.operation().reads().iter().any(|r| wanted[usize::from(r.0)]);
@@ -585,9 +587,12 @@ impl Trainer {
             backend.load_grad(program.result, &d_stream[..n * width]);
             let of_use = (i == lowest).then_some(&wanted[..]);
             backend.backward(&view, steps, batch, of_use, layer);
-            if i > lowest {
+            if i > lowest || layer.learns_embeddings() {
                 backend.save_grad(program.residual, &mut d_stream[..n * width]);
             }
+        }
+        if layer.learns_embeddings() {
+            layer.embedding_back(batch.tokens, Mat::new(&d_stream[..n * width], width));
         }
         Ok(loss)
     }
