@@ -1,7 +1,7 @@
 //! Layers: one file per method, their files on disk, what a session wears, and folding into a base.
 //!
 //! ```text
-//! layer               what is fastened where, and its numbers
+//! layer, part         what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
 //!   vera, whole,
@@ -33,6 +33,7 @@ mod names;
 mod new;
 mod norms;
 mod open;
+mod part;
 mod pattern;
 mod peft;
 mod prefix;
