@@ -5,13 +5,16 @@
 mod runs;
 mod support;
 use onlay::adapter::{
-    Adapter, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn, merge,
+    Adapter, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
+    combine, merge,
 };
 use onlay::error::Kind;
 use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
-use onlay::train::{Event, Example, Flow, Keep, Outcome, Recipe, Run, Shape, TrainOptions, Trainer};
+use onlay::train::{
+    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, Shape, TrainOptions, Trainer,
+};
 use onlay_kernels::Level;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -58,6 +61,7 @@ fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> 
         sequences: 2,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     };
     Trainer::new(Arc::clone(model), Arc::new(layer), options).unwrap()
 }
@@ -609,6 +613,38 @@ fn stacks_and_merges() {
         "{error}"
     );
     assert!(prefix.to_lora().times(&model, level, 0.5).is_none());
+}
+
+#[test]
+fn stacks_as_one_pair() {
+    let model = open(vectors().join("llama/F32.gguf"));
+    let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
+    let of = |method, targets, seed| random(&model, method, targets, seed);
+    let (lora, vera, ia3) = (of("lora", "all", 3), of("vera", "q,v,up", 6), of("ia3", "down", 4));
+    let level = Level::chosen().unwrap();
+    let on = worn(&model, &[(&lora, 0.5), (&vera, -1.5)]);
+    let want = logits(&mut runner(&model, options(1)), &tokens, on.delta());
+    let mut errors = Vec::new();
+    for rank in [1, 3, 6] {
+        let (layer, found) = combine(&model, &on, rank, 2, level, &mut |_, _| Ok(())).unwrap();
+        let new = Arc::new(Adapter::new("one", layer, Manifest::default(), model.program()).unwrap());
+        let one = worn(&model, &[(&new, 1.0)]);
+        let got = logits(&mut runner(&model, options(1)), &tokens, one.delta());
+        let off = want.iter().flatten().zip(got.iter().flatten()).map(|(a, b)| (a - b).abs());
+        let lost: f64 = found.iter().map(|c| c.lost).sum();
+        errors.push(((lost / found.iter().map(|c| c.squares).sum::<f64>()).sqrt(), off.fold(0f32, f32::max)));
+    }
+    // two of rank 3 are one of rank 6; less loses more, and says so
+    assert!(errors[2].0 < 1e-6 && errors[2].1 < 1e-4, "{errors:?}");
+    assert!(errors[0].0 > errors[1].0 && errors[1].0 > 0.01, "{errors:?}");
+    assert!(errors[0].1 > 1e-3, "{errors:?}");
+    // gains of a matrix are a change of full rank
+    let gains = worn(&model, &[(&ia3, 1.0)]);
+    let (_, found) = combine(&model, &gains, 64, 1, level, &mut |_, _| Ok(())).unwrap();
+    assert!(found.iter().all(|c| c.error() < 1e-5), "{found:?}");
+    let norms = of("norms", "norms", 1);
+    let refused = combine(&model, &worn(&model, &[(&norms, 1.0)]), 4, 1, level, &mut |_, _| Ok(()));
+    assert_eq!(refused.unwrap_err().kind(), Kind::Unsupported);
 }
 
 #[test]

@@ -13,9 +13,10 @@
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
 //! gguf, peft          its files; gather puts the tensors of either together; contents reads them without a base
 //! worn                some adapters on a session
-//! merge               adapters folded into a base
+//! merge, combine      adapters folded into a base, or into one LoRA
 //! ```
 
+mod combine;
 mod contents;
 mod dora;
 mod effect;
@@ -45,6 +46,7 @@ mod vera;
 mod whole;
 mod worn;
 
+pub use combine::{Combined, combine};
 pub use contents::{Contents, Form, Half};
 pub use layer::{Effect, Layer, Layer as Lora, Part};
 pub use manifest::Manifest;

@@ -171,6 +171,11 @@ impl Program {
             room,
             head: self.attention.head,
             group: self.attention.heads / self.attention.key_heads,
+            lead_back: if head_back > 0 {
+                room.lead * self.attention.key_heads * self.attention.head
+            } else {
+                0
+            },
             members,
             small: has(Grain::Small),
             large: has(Grain::Large),
@@ -194,11 +199,11 @@ impl Program {
         MatrixId(at as u32)
     }
 
-    /// What a layer wants around the products.
+    /// What a layer wants around the products and in front of sequences.
     pub fn room(&self, layer: &dyn Delta) -> Room {
         let with = self.sites.iter().enumerate().filter(|(i, _)| layer.enters(Site(*i as u32)));
         let entered = with.map(|(_, s)| s.inputs).max().unwrap_or(0);
-        Room { hidden: self.widest(|site| layer.width(site)), entered }
+        Room { hidden: self.widest(|site| layer.width(site)), entered, lead: layer.lead() }
     }
 
     /// The most hidden numbers per row that products of one input ask for, if a layer asks for `width(site)`.

@@ -72,6 +72,11 @@ impl Pass<'_> {
         !matches!(self, Pass::Sequences { layer: false, .. })
     }
 
+    /// Whether sequences are compared with what they are without the layer.
+    pub fn compares(&self) -> bool {
+        matches!(self, Pass::Sequences { .. })
+    }
+
     /// Whether tokens of a sequence count that are not trained.
     pub fn whole(&self, sequence: usize) -> bool {
         matches!(self, Pass::Sequences { sums, .. } if sums[sequence].whole)
@@ -83,7 +88,10 @@ pub(super) struct Head<'a> {
     pub level: Level,
     pub backend: &'a mut dyn Backend,
     pub view: View<'a>,
+    /// The trainer's own layer: rows are named to it.
     pub layer: &'a Lora,
+    /// The layer that learns.
+    pub learner: &'a dyn Backward,
     /// The layer, if it is on.
     pub worn: Option<&'a dyn Delta>,
     /// The end of the program, row by row, and its gradient.
@@ -209,18 +217,18 @@ impl Head<'_> {
         if program.head.matrix == program.table() {
             let rows = x.chunks_exact(width).zip(z.chunks_exact(program.vocabulary));
             for ((x, z), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                self.layer.head_back(self.level, x, z, dx);
+                self.learner.head_back(self.level, x, z, dx);
             }
         }
-        self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.layer);
-        if self.layer.learns_vector(program.head.norm) {
+        self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.learner);
+        if self.learner.learns_vector(program.head.norm) {
             let dw = &mut self.x[..width]; // the rows in it are done with
             dw.fill(0.0);
             for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
                 let row = target.row as usize * width;
                 add_weight_back(self.level, &self.last[row..row + width], dx, program.head.eps, dw);
             }
-            self.layer.vector_back(program.head.norm, dw);
+            self.learner.vector_back(program.head.norm, dw);
         }
         let own = self.worn.and_then(|d| d.vector(program.head.norm));
         let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);

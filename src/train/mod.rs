@@ -6,7 +6,8 @@
 //! trainer     one optimiser step                       plan        what a run will take
 //! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
-//! guard       when a run is going nowhere
+//! guard       when a run is going nowhere                 moments     what AdamW remembers, in 32 bits or 8
+//! fit         what makes a run fit its memory
 //! ```
 
 mod checkpoint;
@@ -14,9 +15,11 @@ mod compare;
 mod event;
 mod examples;
 mod fields;
+mod fit;
 mod guard;
 mod head;
 mod judged;
+mod moments;
 pub mod objective;
 mod order;
 mod peak;
@@ -30,9 +33,11 @@ pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Sto
 pub use compare::Rewards;
 pub use event::{Ending, Event, Flow, Outcome, Started, StepReport, Stepped, Summary};
 pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Role, Set, Signal};
+pub use fit::Fit;
 pub use guard::Baseline;
+pub use moments::{Moments, Optimizer};
 pub use order::{Cursor, Limits, Order, Passes, split};
-pub use peak::peak_memory;
+pub use peak::{held_memory, peak_memory};
 pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;

@@ -46,6 +46,8 @@ pub struct Run {
     best: Slots<Vec<f32>>,
     /// Whether a guard has ended it.
     halted: bool,
+    /// What the process held before it: what it may take is counted from there.
+    before: Option<u64>,
     /// Rows computed by this process, and the seconds that took.
     speed: (u64, f64),
 }
@@ -84,6 +86,7 @@ impl Run {
         options: RunOptions,
         store: Option<Box<dyn Store + Send>>,
     ) -> Result<Run> {
+        let before = super::held_memory();
         let plan = RunPlan::new(&model, &layer, &data, &options)?;
         let terms = terms(&model, &layer, &data, &options, &plan);
         let o = &options;
@@ -115,6 +118,7 @@ impl Run {
             good,
             best,
             halted: false,
+            before,
             speed: (0, 0.0),
         };
         if let Some(store) = store {
@@ -139,21 +143,25 @@ impl Run {
                 store
             },
         };
+        // One at a time is in memory, where the run's own is still untouched.
         let mut newest: Option<(usize, Checkpoint)> = None;
         for slot in 0..SLOTS {
             let place = checkpoints.store.place(slot).to_path_buf();
+            let before = newest.take().map(|(slot, n)| (slot, n.progress().steps));
             let read = checkpoints.store.read(slot, most);
             match read.and_then(|bytes| bytes.map(Checkpoint::read).transpose()) {
                 Ok(None) => {}
                 Ok(Some(found)) => {
                     let steps = found.progress().steps;
                     checkpoints.steps[slot] = Some(steps);
-                    if newest.as_ref().is_none_or(|(_, n)| n.progress().steps < steps) {
-                        newest = Some((slot, found));
-                    }
+                    newest = Some((slot, found)).filter(|_| before.is_none_or(|(_, n)| n < steps));
                 }
                 Err(e) if e.kind() == Kind::Io => return Err(e),
                 Err(e) => checkpoints.damaged.push(e.in_file(&place)),
+            }
+            if let (None, Some((slot, _))) = (&newest, before) {
+                let again = checkpoints.store.read(slot, most)?.map(Checkpoint::read).transpose();
+                newest = again.map_err(|e| e.in_file(checkpoints.store.place(slot)))?.map(|n| (slot, n));
             }
         }
         match (self.options.start, newest) {
@@ -205,13 +213,15 @@ impl Run {
     }
 
     fn arrays(&self) -> Arrays<'_> {
-        let [first, second] = self.trainer.moments();
+        let moments = self.trainer.moments();
+        let ([first, second], [first_codes, second_codes]) = (moments.floats(), moments.codes());
         let layer = self.trainer.layer().params();
         let mut sets = vec![("layer", layer), ("first", first), ("second", second), ("good", &self.good)];
         if self.options.keep_best {
             sets.push(("best", &self.best));
         }
-        Arrays { names: &self.names, sets }
+        let codes = vec![("first.codes", first_codes), ("second.codes", second_codes)];
+        Arrays { names: &self.names, sets, codes }
     }
 
     /// The layer, as far as it has learned; at the end the one that is left.
@@ -279,7 +289,8 @@ impl Run {
     /// # Errors
     /// `Numeric` if a loss or a gradient is not a number before anything was learned, naming the step and what else is
     /// known; `Io` if a checkpoint cannot be written: the one before it is then still whole, and the run may be
-    /// continued from [`Run::checkpoint`]; `Argument` if a guard has ended it before.
+    /// continued from [`Run::checkpoint`]; `Memory` if it takes more than it was promised ([`RunOptions::memory`]), with
+    /// a checkpoint; `Argument` if a guard has ended it before.
     pub fn go(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Outcome> {
         if self.halted {
             return Err(Error::new(Kind::Argument, "the run was ended by a guard; it cannot go on"));
@@ -358,11 +369,25 @@ impl Run {
             if flow == Flow::Stop {
                 break;
             }
+            self.within(observer)?;
             if self.checkpoint_due() && self.save(observer)? == Flow::Stop {
                 break;
             }
         }
         self.stop(observer)
+    }
+
+    /// Ends the run, with a checkpoint, if the process has taken more memory since its start than was promised.
+    fn within(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<()> {
+        let taken = self.before.and_then(|before| Some(super::held_memory()?.saturating_sub(before)));
+        let (Some(most), Some(taken)) = (self.options.memory, taken) else { return Ok(()) };
+        if taken <= most {
+            return Ok(());
+        }
+        self.save(observer)?;
+        let (most, found) = (format!("at most {most} bytes"), format!("{taken} bytes"));
+        let at = Place::Key(format!("step {}", self.progress.steps));
+        Err(Error::expected(Kind::Memory, "memory of the run", most, found).at(at))
     }
 
     fn say_started(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Flow {

@@ -3,7 +3,7 @@
 use crate::cli::options::{Kv, Machine, size};
 use onlay::adapter::{Init, Method, Places};
 use onlay::train::objective::{self, Objective};
-use onlay::train::{Format, Shape};
+use onlay::train::{Format, Optimizer, Shape};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -139,6 +139,9 @@ pub struct Args {
     /// constant, linear or cosine
     #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
     pub schedule: Shape,
+    /// adamw, or adamw8bit: moments in 8 bits, block by block (arXiv 2110.02861) [default: adamw]
+    #[arg(long, value_name = "NAME", value_parser = optimizer, help_heading = "Recipe")]
+    pub optimizer: Option<Optimizer>,
     /// Steps until the peak
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Recipe")]
     pub warmup_steps: u64,
@@ -248,6 +251,10 @@ fn places(list: &str) -> Result<Places, String> {
 
 fn init(name: &str) -> Result<Init, String> {
     Init::named(name).map_err(|e| e.to_string())
+}
+
+fn optimizer(name: &str) -> Result<Optimizer, String> {
+    Optimizer::named(name).map_err(|e| e.to_string())
 }
 
 fn shape(name: &str) -> Result<Shape, String> {

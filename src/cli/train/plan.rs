@@ -27,6 +27,7 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
             "mapped_bytes": model.weights().file_len(),
             "keeps": watch::keeps(plan.options.keep),
             "rows_of_a_pass": plan.options.rows,
+            "optimizer": plan.options.optimizer.name(),
             "rows": facts.rows,
             "tokens": facts.tokens,
             "trained_tokens": facts.trained,

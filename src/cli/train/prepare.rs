@@ -7,9 +7,8 @@ use anyhow::Result;
 use onlay::adapter::{Adapter, Lora, New, Targets};
 use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
-use onlay::train::objective::Goal;
 use onlay::train::{
-    CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Signal, Start, split,
+    CONTEXT, Data, Encoder, Fit, Length, Long, Recipe, Rows, RunOptions, Set, Signal, Start, split,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -123,6 +122,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             max_norm: args.max_grad_norm,
             ..Recipe::default()
         },
+        optimizer: args.optimizer.unwrap_or_default(),
         dropout: args.dropout,
         seed: args.seed,
         shuffle: !args.no_shuffle,
@@ -145,7 +145,15 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
     let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
     if let (Some(layer), Some(data)) = (&layer, &data) {
-        wrong.keep(fit(args, &model, layer, data, &mut options));
+        let free = args.optimizer.is_none();
+        let fit = Fit::new(&model, layer, data, &options, args.memory, COMFORT, free);
+        if let Some(fit) = wrong.keep(fit) {
+            if let Some(most) = args.memory {
+                let (total, most) = (terminal::bytes(fit.plan.memory.total()), terminal::bytes(most));
+                terminal::note(format_args!("to fit {most}: {}; {total} planned", fit.chosen()));
+            }
+            options = fit.options;
+        }
     }
     wrong.refuse("the run cannot start")?;
     let (layer, data) = (layer.expect("nothing is wrong"), data.expect("nothing is wrong"));
@@ -202,39 +210,4 @@ fn tokens(list: &str, model: &Model) -> onlay::Result<Vec<u32>> {
     };
     let all = list.split(',').filter_map(|name| wrong.keep(one(name.trim()))).collect();
     wrong.refuse("the tokens cannot be trained").map(|()| all)
-}
-
-/// Takes what is fastest within the memory that was promised.
-fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunOptions) -> onlay::Result<()> {
-    let most = args.memory.unwrap_or(COMFORT);
-    let mut least = u64::MAX;
-    // A goal that cannot be had is refused by the plan, with everything else.
-    let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
-    let context = model.program().context;
-    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
-    for (keep, rows) in [
-        (Keep::Registers, None),
-        (Keep::Streams, None),
-        (Keep::Streams, Some(256)),
-        (Keep::Streams, Some(128)),
-        (Keep::Streams, Some(longest)),
-    ] {
-        // Fewer rows at a time than the longest sequence has is no plan, more than the default no saving.
-        if rows.is_some_and(|r| r < longest || r > 512) && rows != Some(longest) {
-            continue;
-        }
-        let tried = RunOptions { keep, rows_of_a_pass: rows, ..options.clone() };
-        let plan = RunPlan::new(model, layer, data, &tried)?;
-        least = least.min(plan.memory.total());
-        let fits = plan.memory.total() <= most;
-        // Without a promise the slower way is enough; rows of a pass stay, they change bits.
-        if fits || (args.memory.is_none() && keep == Keep::Streams) {
-            *options = tried;
-            return Ok(());
-        }
-    }
-    let expected =
-        format!("at least {} ({least} bytes) for this model, layer and rows", terminal::bytes(least));
-    let found = format!("{} ({most} bytes)", terminal::bytes(most));
-    Err(Error::expected(Kind::Memory, "--memory", expected, found))
 }
