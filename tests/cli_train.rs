@@ -64,8 +64,9 @@ fn fine(args: &[&str]) -> String {
 
 fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["train", model, "--data", data, "-o", out, "--ctx", "100"];
-    if !["ia3", "full", "hft", "norms", "tokens"].iter().any(|m| more.contains(m)) {
-        args.extend(["--rank", "2"]); // which others have not
+    let without = ["ia3", "full", "hft", "norms", "tokens", "prefix", "prompt", "ptuning"];
+    if !more.iter().any(|m| without.contains(m)) {
+        args.extend(["--rank", "2"]); // which these have not
     }
     args.extend(["--batch-size", "4", "--max-steps", "6", "--json", "--threads", "2"]);
     args.extend(more);
@@ -122,6 +123,10 @@ fn every_method_is_trained_written_and_worn() {
         ("full", &["--method", "hft", "--learning-rate", "1e-3"]),
         ("norms", &["--method", "norms", "--learning-rate", "1e-2"]),
         ("tokens", &["--method", "tokens", "--tokens", "13,70,120", "--learning-rate", "1e-2"]),
+        ("prefix", &["--method", "prefix", "--virtual-tokens", "3"]),
+        ("prefix", &["--method", "prefix", "--encoder", "5"]),
+        ("prompt", &["--method", "prompt", "--virtual-tokens", "1"]),
+        ("ptuning", &["--method", "ptuning"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -164,6 +169,20 @@ fn every_method_is_trained_written_and_worn() {
     refused(&train(&model, &data, &out, &["--method", "dora", "--init", "pissa"]), 1, &["not of dora"]);
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
+    refused(&train(&model, &data, &out, &["--encoder", "4"]), 1, &["lora has no encoder"]);
+    refused(&train(&model, &data, &out, &["--virtual-tokens", "4"]), 1, &["lora has no virtual tokens"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "prompt", "--encoder", "4"]),
+        1,
+        &["prompt has no encoder"],
+    );
+    refused(
+        &train(&model, &data, &out, &["--method", "prefix", "--targets", "q"]),
+        1,
+        &["front, what stands"],
+    );
+    let drop = ["--method", "prefix", "--dropout", "0.1"];
+    refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
     refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }

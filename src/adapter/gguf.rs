@@ -9,6 +9,8 @@
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
 //! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
+//! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
+//!                                           converted model's order
 //! ```
 //! llama.cpp knows the type `lora` and refuses others, as it must.
 //!
@@ -95,6 +97,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let name = wrong.keep(name(metadata, path)).unwrap_or_default();
 
     let mut gather = Gather::new(program, &names, wrong);
+    gather.method = Some(method);
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
         if let Some(which) = ["vera_a", "vera_b"].iter().position(|name| *name == tensor.name()) {

@@ -133,8 +133,9 @@ pub fn merge(
     let mut wrong = Findings::default();
     let program = model.program();
     for i in program.sites.len()..program.places() {
-        if worn.stack().iter().any(|(a, _)| a.parts().get(i).is_some_and(Option::is_some)) {
-            let error = Error::new(Kind::Unsupported, "what is here cannot be folded in");
+        for part in worn.stack().iter().filter_map(|(a, _)| a.parts().get(i)?.as_ref()) {
+            let why = part.rules().unfoldable().unwrap_or("what is here cannot be folded in");
+            let error = Error::new(Kind::Unsupported, why);
             wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
         }
     }

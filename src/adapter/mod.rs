@@ -1,11 +1,13 @@
 //! Layers: one file per method, their files on disk, what a session wears, and folding into a base.
 //!
 //! ```text
-//! layer               what is fastened where, and its numbers
+//! layer, part         what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
 //!   vera, whole,
-//!   norms, tokens     what a layer computes, forward and backward          one file per effect
+//!   norms, tokens,
+//!   prefix, prompt    what a layer computes, forward and backward          one file per effect
+//! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -18,6 +20,8 @@ mod combine;
 mod contents;
 mod dora;
 mod effect;
+mod encoder;
+mod front;
 mod gather;
 mod gguf;
 mod ia3;
@@ -30,8 +34,11 @@ mod names;
 mod new;
 mod norms;
 mod open;
+mod part;
 mod pattern;
 mod peft;
+mod prefix;
+mod prompt;
 mod svd;
 mod targets;
 mod tokens;

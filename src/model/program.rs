@@ -260,14 +260,15 @@ impl Program {
         }
     }
 
-    /// Inputs and outputs of a place: a vector has only outputs; a row of the table is as long as the residual stream, which
-    /// goes in front of a sequence too.
+    /// Inputs and outputs of a place: a vector has only outputs; a row of the table is as long as the residual stream. In
+    /// front of a sequence: the keys and values of all layers at one position, and a row of the residual stream.
     pub fn place_shape(&self, i: usize) -> (usize, usize) {
         let vectors = self.sites.len();
         match i {
             _ if i < vectors => (self.sites[i].inputs, self.sites[i].outputs),
             _ if i < self.table_place() => (0, self.vectors[i - vectors].len),
-            _ => (0, self.width),
+            _ if i == self.table_place() => (0, self.width),
+            _ => (2 * self.segments.len() * self.attention.key_heads * self.attention.head, self.width),
         }
     }
 

@@ -447,6 +447,8 @@ impl Trainer {
         tokens: usize,
         go_on: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<Option<StepReport>> {
+        let Trainer { backend, layer, options, .. } = self;
+        layer.before_update(options.level, &mut |n, f| backend.each(n, f));
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);

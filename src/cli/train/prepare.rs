@@ -58,10 +58,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    if let (Some(_), Some(layer)) = (args.max_forgetting, &layer)
-        && layer.times(&model, options::level()?, 0.5).is_none()
-    {
-        let text = format!("max-forgetting: a layer of {} cannot be scaled down", layer.method().name);
+    let level = options::level()?;
+    let whole = |l: &&Lora| args.max_forgetting.is_some() && l.times(&model, level, 1.0).is_none();
+    if let Some(layer) = layer.as_ref().filter(whole) {
+        let text = format!("max-forgetting: a {} layer cannot be scaled down", layer.method().name);
         wrong.push(Error::new(Kind::Unsupported, text));
     }
     let mut progress = terminal::Progress::new();
@@ -103,9 +103,9 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
     }
     let rate = args.learning_rate.unwrap_or_else(|| {
-        let method = layer.as_ref().map_or(args.method, |l| l.method());
+        let pace = layer.as_ref().map_or(args.method.pace, Lora::pace);
         let signal = data.as_ref().map_or(Signal::Shown, |d| d.train.signal());
-        Recipe::rate_for(model.program().width, method, signal)
+        Recipe::rate_for(model.program().width, pace, signal)
     });
     let mut options = RunOptions {
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
@@ -184,6 +184,8 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
         tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
+        virtual_tokens: args.virtual_tokens,
+        encoder: args.encoder,
         seed: args.seed,
         ..of
     };
