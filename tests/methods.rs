@@ -411,6 +411,7 @@ fn encoders() {
                 sequences: 2,
                 kv: Precision::F32,
                 keep,
+                optimizer: Optimizer::default(),
             };
             let trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
             let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &gradients, "gradient.");
