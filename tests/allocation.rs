@@ -52,7 +52,10 @@ fn layer(model: &onlay::model::Model, method: &'static Method) -> Lora {
     let everywhere = if method.targets == "all" { "all,head" } else { method.targets };
     let targets = Some(onlay::adapter::Targets::parse(everywhere).unwrap());
     let tokens = if method.name == "tokens" { vec![3, 5] } else { vec![] };
-    let layer = New { rank: 16, targets, tokens, ..New::of(method) }.layer(model, level, 1).unwrap();
+    let encoder = (method.name == "prefix").then_some(8); // ptuning has one by itself
+    let virtual_tokens = method.leads().then_some(3);
+    let new = New { rank: 16, targets, tokens, encoder, virtual_tokens, ..New::of(method) };
+    let layer = new.layer(model, level, 1).unwrap();
     layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     layer
 }

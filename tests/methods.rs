@@ -416,9 +416,7 @@ fn encoders() {
             let trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
             let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &gradients, "gradient.");
             assert_eq!(seen, all);
-            println!(
-                "{method} {keep:?} {rows}: published {off:.1e}, loss {off:.1e}, worst of {seen} {worst:.1e}"
-            );
+            println!("{method} {keep:?} {rows}: loss {off:.1e}, worst of {seen} gradients {worst:.1e}");
         }
     }
 }
@@ -726,7 +724,14 @@ fn gradients_are_slopes() {
     let folder = vectors().join("llama");
     let model = open(folder.join("F32.gguf"));
     let rows = &rows(&folder.join("curve/data.jsonl"))[..4];
-    for (method, targets) in [("ia3", "all"), ("dora", "all,head"), ("lora", "all"), ("vera", "all,head")] {
+    for (method, targets) in [
+        ("ia3", "all"),
+        ("dora", "all,head"),
+        ("lora", "all"),
+        ("vera", "all,head"),
+        ("prefix", "front"),
+        ("prompt", "front"),
+    ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
         t.step(rows, &RECIPE, 1).unwrap();
