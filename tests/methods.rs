@@ -152,6 +152,10 @@ cases! {
     norms_of_heads "qwen3" "norms";
     tokens "llama" "tokens";
     tokens_with_a_tied_head "llama-tied-bias" "tokens";
+    loha "llama" "loha";
+    lokr "llama" "lokr";
+    lokr_with_one_pair "llama" "lokr-low";
+    lokr_with_two_pairs "llama" "lokr-both";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -221,6 +225,9 @@ fn twenty_steps() {
     for method in ["dora", "ia3", "vera", "plus", "pissa", "olora", "full", "hft", "norms", "tokens"] {
         follow("llama", "F32", method, 0.01);
     }
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
+        follow("llama", "F32", method, 0.01);
+    }
     follow("qwen3", "F32", "norms", 0.01);
     follow("llama-tied-bias", "F32", "tokens", 0.01);
 }
@@ -242,7 +249,7 @@ fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Ada
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
-        let deviation = if method.paired { 0.05 } else { 0.2 }; // of vera, on λ alone
+        let deviation = if method.scaled() { 0.05 } else { 0.2 }; // of vera, on λ alone
         let Some(part) = layer.parts()[i] else { continue };
         for (at, _) in part.learned() {
             layer.params().get(i)[at].iter_mut().for_each(|v| *v += deviation * rng.normal());
@@ -268,6 +275,10 @@ fn files_there_and_back_in_both_forms() {
         ("norms", "norms"),
         ("norms", "blk.1.attn_norm,output_norm"),
         ("tokens", "tokens"),
+        ("loha", "all,head"),
+        ("loha", "q,down"),
+        ("lokr", "all,head"),
+        ("lokr", "q,blk.1.down"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -292,7 +303,7 @@ fn files_there_and_back_in_both_forms() {
 }
 
 /// Methods whose layers begin as the base.
-const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens"];
+const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens", "loha", "lokr"];
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
@@ -372,6 +383,7 @@ fn stacks_and_merges() {
     let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
     let of = |method, targets, seed| random(&model, method, targets, seed);
     let (dora, ia3, lora) = (of("dora", "all", 1), of("ia3", "k,v", 2), of("lora", "all", 3));
+    let (loha, lokr) = (of("loha", "all", 7), of("lokr", "all", 8));
     let (down, inputs, vera) = (of("ia3", "down", 4), of("ia3", "down", 5), of("vera", "q,v,up", 6));
     for stack in [
         &[(&dora, 1.0)][..],
@@ -379,6 +391,9 @@ fn stacks_and_merges() {
         &[(&ia3, 1.0), (&down, 0.7)],
         &[(&dora, 0.5), (&ia3, 2.0), (&lora, 1.0), (&vera, -0.5)],
         &[(&vera, 1.0)],
+        &[(&loha, 1.0)],
+        &[(&lokr, 1.0)],
+        &[(&lokr, -0.5), (&dora, 0.5), (&loha, 0.7), (&lora, 1.0)],
         &[(&down, 0.3), (&inputs, 1.0), (&lora, -0.5)],
     ] {
         let on = worn(&model, stack);
@@ -441,7 +456,7 @@ fn runs_go_on_with_their_own_method_only() {
     let layer = |method: &str| {
         New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera"] {
+    for method in ["dora", "ia3", "vera", "loha", "lokr"] {
         let run = |disk: &runs::Disk, threads: usize| {
             let (data, options) = (runs::data(&model), runs::small(threads));
             Run::new(model.clone(), layer(method), data, options, Some(Box::new(disk.clone()))).unwrap()
@@ -468,7 +483,14 @@ fn gradients_are_slopes() {
     let folder = vectors().join("llama");
     let model = open(folder.join("F32.gguf"));
     let rows = &rows(&folder.join("curve/data.jsonl"))[..4];
-    for (method, targets) in [("ia3", "all"), ("dora", "all,head"), ("lora", "all"), ("vera", "all,head")] {
+    for (method, targets) in [
+        ("ia3", "all"),
+        ("dora", "all,head"),
+        ("lora", "all"),
+        ("vera", "all,head"),
+        ("loha", "all"),
+        ("lokr", "all"),
+    ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
         t.step(rows, &RECIPE, 1).unwrap();

@@ -178,6 +178,7 @@ impl<'a> Gather<'a> {
         if part.rank == 0 && part.rules().most_rank(&part) > 0 {
             wrong.push(Error::expected(Kind::Format, "rank", "at least 1", 0).at(at(&found[0].1)));
         }
+        wrong.extend(part.rules().unfit(&part).map(|e| e.at(at(&found[0].1))));
         for tensor in tensors {
             let Some((_, half)) = found.iter().find(|(k, _)| *k == tensor.key) else {
                 let text = format!("the other half of the pair, {}, is missing", tensor.key.gguf);

@@ -5,7 +5,8 @@
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
 //!   vera, whole,
-//!   norms, tokens     what a layer computes, forward and backward          one file per effect
+//!   norms, tokens,
+//!   loha, lokr        what a layer computes, forward and backward          one file per effect
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -21,6 +22,8 @@ mod gather;
 mod gguf;
 mod ia3;
 mod layer;
+mod loha;
+mod lokr;
 mod lora;
 pub mod manifest;
 mod merge;
