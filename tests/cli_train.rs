@@ -118,6 +118,8 @@ fn every_method_is_trained_written_and_worn() {
         ("dora", &["--method", "dora", "--learning-rate", "5e-3"][..]),
         ("ia3", &["--method", "ia3", "--learning-rate", "0.05"]),
         ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
+        ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
+        ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -146,6 +148,12 @@ fn every_method_is_trained_written_and_worn() {
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),
+        1,
+        &["rank: expected 1 to 64"],
+    );
     refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }
 

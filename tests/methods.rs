@@ -302,6 +302,36 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
+/// PEFT would cut the factors of what is written as it cut those of its own file.
+#[test]
+fn products_of_factors_are_configured_as_peft_had_them() {
+    let scratch = Scratch::new("factors");
+    let model = open(vectors().join("llama/F32.gguf"));
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
+        let (from, to) = (vectors().join("llama").join(method), scratch.0.join(method));
+        let adapter = take(&from, &model);
+        adapter.write_peft(&to, &model, false).unwrap();
+        assert_eq!(take(&to, &model).id(), adapter.id(), "{method}");
+        let config = |at: &Path| -> Value {
+            serde_json::from_slice(&std::fs::read(at.join("adapter_config.json")).unwrap()).unwrap()
+        };
+        let (was, is) = (config(&from), config(&to));
+        // a rank that only says "whole" may be another
+        let same = if method == "lokr" { &["use_effective_conv2d"][..] } else { &["r", "alpha"] };
+        let cut = ["decompose_both"];
+        for key in same.iter().chain(cut.iter().filter(|_| method.starts_with("lokr"))) {
+            assert_eq!(is[*key], was[*key], "{method}: {key}");
+        }
+        if method == "lokr-low" {
+            assert_eq!(is["decompose_factor"], 4);
+        }
+        if method == "loha" {
+            assert_eq!(is["rank_pattern"].as_object().unwrap().len(), 2); // down, in two blocks
+            assert_eq!(is["alpha_pattern"].as_object().unwrap().len(), 2); // k
+        }
+    }
+}
+
 /// Methods whose layers begin as the base.
 const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens", "loha", "lokr"];
 
