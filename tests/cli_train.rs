@@ -127,6 +127,8 @@ fn every_method_is_trained_written_and_worn() {
         ("prefix", &["--method", "prefix", "--encoder", "5"]),
         ("prompt", &["--method", "prompt", "--virtual-tokens", "1"]),
         ("ptuning", &["--method", "ptuning"]),
+        ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
+        ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -184,6 +186,12 @@ fn every_method_is_trained_written_and_worn() {
     let drop = ["--method", "prefix", "--dropout", "0.1"];
     refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),
+        1,
+        &["rank: expected 1 to 64"],
+    );
     refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }
 
