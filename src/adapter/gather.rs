@@ -38,6 +38,8 @@ pub(super) struct Terms {
 pub(super) struct Gather<'a> {
     program: &'a Program,
     names: &'a Names,
+    /// The method that the file names.
+    method: Option<&'static Method>,
     found: Vec<Vec<(&'static Key, Half<'a>)>>,
     /// Places of which a tensor was wrong: nothing more is said about them.
     spoilt: Vec<bool>,
@@ -70,7 +72,13 @@ impl<'a> Gather<'a> {
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.places();
         let found = (0..n).map(|_| Vec::new()).collect();
-        Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], wrong }
+        Gather { program, names, method: None, found, spoilt: vec![false; n], shared: [None, None], wrong }
+    }
+
+    /// The method that the file names: what tensors mean where their shapes leave it open.
+    pub(super) fn of(mut self, method: Option<&'static Method>) -> Self {
+        self.method = method;
+        self
     }
 
     /// Takes a tensor of a place, or what is wrong with it; `tensor` is its name in the file.
@@ -97,13 +105,13 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// The layer. `terms` is asked once for every place; `mend` may change the numbers of a tensor.
+    /// The layer. `terms` is asked once for every place, and may complete the part; `mend` may change the numbers of a tensor.
     ///
     /// # Errors
     /// Everything that is wrong with the file, at once.
     pub(super) fn finish(
         mut self,
-        terms: impl Fn(usize, &Part) -> Result<Terms>,
+        terms: impl Fn(usize, &mut Part) -> Result<Terms>,
         mend: impl Fn(usize, &'static Key, &mut [f32]) -> Result<()>,
     ) -> Result<Layer> {
         const REFUSED: &str = "the adapter does not fit this base";
@@ -113,8 +121,8 @@ impl<'a> Gather<'a> {
             if self.spoilt[i] || self.found[i].is_empty() {
                 continue;
             }
-            let Some(part) = self.part(i) else { continue };
-            let Some(terms) = self.wrong.keep(terms(i, &part)) else { continue };
+            let Some(mut part) = self.part(i) else { continue };
+            let Some(terms) = self.wrong.keep(terms(i, &mut part)) else { continue };
             moved[i] = terms.moved;
             let scale = if part.rules().scaled() { terms.scale } else { part.scale };
             parts[i] = Some(Part { scale, ..part });
@@ -165,7 +173,9 @@ impl<'a> Gather<'a> {
             let tensors = rules.tensors(&part);
             (found.iter().all(|(key, _)| tensors.iter().any(|t| t.key == *key))).then_some((part, tensors))
         };
-        let Some((part, tensors)) = EFFECTS.iter().find_map(whole) else {
+        let named = self.method.map(|m| m.effect(self.names, i));
+        let first = EFFECTS.iter().filter(|(effect, _)| Some(*effect) == named);
+        let Some((part, tensors)) = first.chain(EFFECTS).find_map(whole) else {
             let error = incomplete(found).at(at(&found[0].1));
             self.wrong.push(error);
             return None;

@@ -4,7 +4,8 @@
 //! layer               what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
-//!   vera              what a layer computes, forward and backward          one file per effect
+//!   vera, bottleneck,
+//!   bias              what a layer computes, forward and backward          one file per effect
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -13,6 +14,8 @@
 //! merge               adapters folded into a base
 //! ```
 
+mod bias;
+mod bottleneck;
 mod contents;
 mod dora;
 mod effect;
@@ -40,7 +43,8 @@ pub use manifest::Manifest;
 pub use merge::{MergeOptions, MergeReport, Merged, NOTE, merge};
 pub use methods::{METHODS, Method};
 pub use names::Names;
-pub use new::{Init, New, Places};
+pub use new::{Init, New, Places, Scaling};
+pub use onlay_kernels::activate::{ACTIVATIONS, Activation};
 pub use open::{Adapter, Warning};
 pub use targets::Targets;
 pub use worn::Worn;

@@ -1,9 +1,10 @@
 //! `adapter_config.json`: what PEFT would do with the tensors.
 
 use super::super::layer::{Effect, Part};
-use super::super::methods::Method;
+use super::super::methods::{METHODS, Method};
 use super::super::names::Names;
 use super::super::pattern::Pattern;
+use super::bottlenecks::{self, Bottlenecks};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub(super) struct Config {
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     targets: Targets,
+    /// What is said of bottlenecks, if it is they.
+    bottlenecks: Option<Bottlenecks>,
     /// The method, by our name.
     pub method: &'static str,
     /// The base's name.
@@ -102,12 +105,19 @@ pub(super) fn method(config: &Value) -> String {
     let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
+        "BOTTLENECK" => bottleneck(config.as_object()).into(),
+        "BEFT" => "bias".into(),
         other => other.chars().take(40).collect::<String>().to_lowercase(),
     }
 }
 
+/// Which method a configuration of bottlenecks means.
+fn bottleneck(config: Option<&Map<String, Value>>) -> &'static str {
+    if config.is_some_and(bottlenecks::beside) { "parallel" } else { "series" }
+}
+
 /// A field that is absent, or says no.
-fn says_nothing(value: Option<&Value>) -> bool {
+pub(super) fn says_nothing(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => true,
         Some(Value::Array(a)) => a.is_empty(),
@@ -134,14 +144,21 @@ impl Config {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(Value::String(t)) if t == "IA3" => method = "ia3",
             Some(Value::String(t)) if t == "VERA" => method = "vera",
+            Some(Value::String(t)) if t == "BOTTLENECK" => method = bottleneck(Some(all)),
+            Some(Value::String(t)) if t == "BEFT" => method = "bias",
             Some(t) => {
-                let expected = "\"LORA\", \"IA3\" or \"VERA\"; others are not supported yet";
-                wrong.push(bad("peft_type", Kind::Unsupported, expected, t))
+                let mut names: Vec<_> = METHODS.iter().map(|m| format!("\"{}\"", m.peft)).collect();
+                names.dedup();
+                let expected = format!("{}; others are not supported yet", names.join(", "));
+                wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
             }
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
+        let bottlenecks = matches!(method, "parallel" | "series").then(|| Bottlenecks::read(all, wrong));
+        let more = if bottlenecks.is_some() { bottlenecks::KNOWN } else { &[] };
         for (key, value) in all {
-            if !KNOWN.contains(&key.as_str()) && !says_nothing(Some(value)) {
+            let known = [KNOWN, more].iter().any(|all| all.contains(&key.as_str()));
+            if !known && !says_nothing(Some(value)) {
                 let text = "changes what the adapter computes, or is unknown: not supported yet";
                 wrong
                     .push(Error::new(Kind::Unsupported, text).at(Place::Key(key.chars().take(80).collect())));
@@ -164,7 +181,7 @@ impl Config {
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || matches!(method, "ia3" | "vera") => {}
+            _ if good || matches!(method, "ia3" | "vera" | "parallel" | "series" | "bias") => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -176,6 +193,7 @@ impl Config {
         need("use_rslora", "true or false", stabilised.is_some());
         Config {
             rank: r,
+            bottlenecks,
             method,
             alpha: a.unwrap_or(1.0),
             stabilised: stabilised.unwrap_or(false),
@@ -205,11 +223,22 @@ impl Config {
         }
     }
 
+    /// The scale of a module's part, of which the tensors were found; what else must be known of it is set.
+    ///
+    /// # Errors
+    /// `Mismatch` if the configuration says something else than the tensors.
+    pub(super) fn complete(&self, module: &str, part: &mut Part) -> Result<f32> {
+        match &self.bottlenecks {
+            Some(bottlenecks) if part.rules().activated() => bottlenecks.complete(module, part),
+            _ => self.scale(module, part.rank),
+        }
+    }
+
     /// The scale of a module's layer, whose tensors have the rank `found`.
     ///
     /// # Errors
     /// `Mismatch` if the configuration says another rank.
-    pub(super) fn scale(&self, module: &str, found: usize) -> Result<f32> {
+    fn scale(&self, module: &str, found: usize) -> Result<f32> {
         fn of<T: Copy>(patterns: &[(Pattern, T)], module: &str, otherwise: T) -> T {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
@@ -264,6 +293,20 @@ pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str
     }
     let with: Vec<_> =
         names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
+    if let ("parallel" | "series", Some((_, first, _))) = (method, with.first()) {
+        return bottlenecks::make(method, first, modules(names, parts, &with), base_name);
+    }
+    if method == "bias" {
+        return json!({
+            "peft_type": "BEFT",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "inference_mode": true,
+            "target_modules": modules(names, parts, &with),
+            "init_weights": true,
+            "modules_to_save": null,
+        });
+    }
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
     let alpha = most_common(with.iter().map(|(_, p, _)| alpha_of(p).to_bits())).map_or(1.0, f64::from_bits);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());

@@ -7,12 +7,15 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.adapter_down.weight [b][n]  .adapter_up.weight [m][b]  .adapter_scaling [1]   bottlenecks.rs
+//! base_model.model.PATH.beft_bias               [1][outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
 //! the base's and are skipped. Everything else that PEFT would pass over, or that would change what is computed, is
 //! refused by name. The lines of our [`manifest`](super::manifest) are texts in the tensors' file, which PEFT ignores.
 
+mod bottlenecks;
 mod config;
 mod tensors;
 
@@ -20,6 +23,7 @@ use super::contents::{self, Contents, Form};
 use super::effect::Key;
 use super::gather::{Gather, Half, Terms, all_keys, key_of};
 use super::manifest::Manifest;
+use super::methods::Method;
 use super::names::Names;
 use super::open::{Adapter, Found, judge};
 use crate::error::{Error, Findings, Kind, Place, Result};
@@ -47,7 +51,8 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let manifest = wrong.keep(Manifest::read(|key| Ok(tensors.text(key)))).unwrap_or_default();
     let warnings = judge(&manifest, model, &mut wrong);
     let names = Names::of(model.program());
-    let mut gather = Gather::new(model.program(), &names, wrong);
+    let method = Method::named(config.method).ok();
+    let mut gather = Gather::new(model.program(), &names, wrong).of(method);
     for name in tensors.names() {
         let half = || -> Result<_> {
             let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
@@ -71,7 +76,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
                 return Ok(Terms { scale: 0.0, moved: true });
             }
             let module = names.module(place).unwrap_or_default();
-            Ok(Terms { scale: config.scale(module, part.rank)?, moved: true })
+            Ok(Terms { scale: config.complete(module, part)?, moved: true })
         },
         |_, _, _| Ok(()),
     )?;
@@ -103,7 +108,7 @@ pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let halves: Vec<_> = tensors.all().collect();
     let ranks = halves
         .iter()
-        .filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight") || h.name.ends_with(".vera_A"));
+        .filter(|h: &&contents::Half| [".lora_A.weight", ".vera_A", ".adapter_down.weight"].iter().any(|end| h.name.ends_with(end)));
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
@@ -193,6 +198,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: a_name, shape: vec![s.rank, s.inputs], numbers: Box::new(a) });
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
+    bottlenecks::check(adapter.parts(), &mut wrong);
     wrong.refuse("the adapter cannot be written for PEFT")?;
     let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());
     let mut texts = vec![("format", "pt".to_owned())];
