@@ -64,7 +64,7 @@ fn fine(args: &[&str]) -> String {
 
 fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["train", model, "--data", data, "-o", out, "--ctx", "100"];
-    let without = ["ia3", "full", "hft", "norms", "tokens", "prefix", "prompt", "ptuning"];
+    let without = ["bias", "ia3", "full", "hft", "norms", "tokens", "prefix", "prompt", "ptuning"];
     if !more.iter().any(|m| without.contains(m)) {
         args.extend(["--rank", "2"]); // which these have not
     }
@@ -127,6 +127,9 @@ fn every_method_is_trained_written_and_worn() {
         ("prefix", &["--method", "prefix", "--encoder", "5"]),
         ("prompt", &["--method", "prompt", "--virtual-tokens", "1"]),
         ("ptuning", &["--method", "ptuning"]),
+        ("parallel", &["--method", "parallel", "--scale", "learned", "--activation", "relu"]),
+        ("series", &["--method", "series", "--targets", "o,up,down", "--scale", "2"]),
+        ("bias", &["--method", "bias", "--learning-rate", "0.05"]),
         ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
         ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
@@ -185,6 +188,14 @@ fn every_method_is_trained_written_and_worn() {
     );
     let drop = ["--method", "prefix", "--dropout", "0.1"];
     refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
+    refused(&train(&model, &data, &out, &["--activation", "relu"]), 1, &["activation: lora has none"]);
+    refused(&train(&model, &data, &out, &["--scale", "2"]), 1, &["scale: lora has none"]);
+    refused(&train(&model, &data, &out, &["--method", "series", "--activation", "sin"]), 2, &["tanh"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "series", "--alpha", "4"]),
+        1,
+        &["series has no alpha"],
+    );
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
     refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
     refused(

@@ -180,6 +180,15 @@ cases! {
     prompt "llama" "prompt";
     prompt_without_the_first_label "llama" "prompt-masked";
     prompt_of_an_encoder "llama" "ptuning";
+    bottlenecks_beside "llama" "parallel";
+    bottlenecks_beside_the_mlp "llama" "parallel-mlp";
+    bottlenecks_with_a_learned_scale "llama" "parallel-learned";
+    bottlenecks_in_series "llama" "series";
+    bottlenecks_with_relu "llama" "series-relu";
+    bottlenecks_behind "llama" "series-attn";
+    bottlenecks_behind_the_mlp "llama" "series-pfeiffer";
+    added_vectors "llama" "bias";
+    added_vectors_beside_biases "llama-tied-bias" "bias";
     loha "llama" "loha";
     lokr "llama" "lokr";
     lokr_with_one_pair "llama" "lokr-low";
@@ -263,6 +272,19 @@ fn twenty_steps() {
         follow("llama", "F32", method, 0.01);
     }
     follow("qwen3", "F32", "norms", 0.01);
+    for method in [
+        "parallel",
+        "parallel-mlp",
+        "parallel-learned",
+        "series",
+        "series-relu",
+        "series-attn",
+        "series-pfeiffer",
+        "bias",
+    ] {
+        follow("llama", "F32", method, 0.01);
+    }
+    follow("llama-tied-bias", "F32", "bias", 0.01);
     follow("llama-tied-bias", "F32", "tokens", 0.01);
 }
 
@@ -474,6 +496,11 @@ fn files_there_and_back_in_both_forms() {
         ("prefix", "front"),
         ("prompt", "front"),
         ("ptuning", "front"),
+        ("parallel", "all"),
+        ("parallel", "q,down"),
+        ("series", "all"),
+        ("series", "o,gate"),
+        ("bias", "all,head"),
         ("loha", "all,head"),
         ("loha", "q,down"),
         ("lokr", "all,head"),

@@ -23,10 +23,12 @@
 //! # Rooms
 //! [`quant`] the block formats, one file each · [`acts`] activations rounded to 8 bits · [`dot`] few rows of
 //! activations · [`panel`] many · [`dense`] unquantized weights · [`gemm`] f32 products of the backward pass and of
-//! adapters · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step.
+//! adapters · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step · [`activate`] what lies
+//! inside a bottleneck.
 
 #[macro_use]
 mod level;
+pub mod activate;
 pub mod acts;
 pub mod adam;
 pub mod attention;

@@ -7,12 +7,11 @@
 //! that is worn is exact; this is for those who want one small file. With the ranks together as r nothing is lost but rounding.
 
 use super::layer::{Layer, Part};
-use super::merge::{Changed, unfoldable};
+use super::merge::{Changed, bias_of, unfoldable};
 use super::svd;
 use super::worn::Worn;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
-use crate::model::program::Program;
 use crate::ops::Site;
 use crate::tensor::{Slots, Team};
 use onlay_kernels::Level;
@@ -67,8 +66,10 @@ pub fn combine(
         let at = Site(i as u32);
         if let Some(why) = unfoldable(worn.stack(), at) {
             wrong.push(Error::new(Kind::Unsupported, why).at(place()));
-        } else if worn.scales_bias(at) && biased(program, &site.name) {
-            let text = "factors of its outputs reach its bias too, which no pair can";
+        } else if worn.of_bias(at).1.is_some()
+            || (worn.of_bias(at).0.is_some() && bias_of(model, &site.name).is_some())
+        {
+            let text = "what is done to its bias, or added to it, no pair can do";
             wrong.push(Error::new(Kind::Unsupported, text).at(place()));
         }
         let most = rank.min(site.inputs).min(site.outputs);
@@ -95,12 +96,6 @@ pub fn combine(
         watch(found.len() as u64, here.len() as u64)?;
     }
     Ok((layer, found))
-}
-
-/// Whether the product of this matrix has a bias.
-fn biased(program: &Program, matrix: &str) -> bool {
-    let bias = matrix.strip_suffix(".weight").map(|name| format!("{name}.bias"));
-    bias.is_some_and(|b| program.vectors.iter().any(|v| v.name == b))
 }
 
 /// Sets a pair to what comes nearest to the difference at a site: the squares of that, and of what is lost.

@@ -1,8 +1,9 @@
 //! What the numbers of a part do. Each effect is one file with its [`Rules`] and one line in [`EFFECTS`]; files on disk,
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
+use super::bottleneck::{At, Bottleneck};
 use super::layer::{Layer, Part};
-use super::{dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
+use super::{bias, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -42,6 +43,14 @@ pub enum Effect {
     Hadamard,
     /// `y + s·(w₁⊗w₂)·x`
     Kronecker,
+    /// `y + s·U·φ(D·x)`
+    Beside,
+    /// `W·(x + s·U·φ(D·x))`
+    Before,
+    /// `y + s·U·φ(D·y)`
+    Behind,
+    /// `y + v`
+    Bias,
 }
 
 /// All of them, each with its rules.
@@ -59,6 +68,10 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
     (Effect::Hadamard, &loha::Hadamard),
     (Effect::Kronecker, &lokr::Kronecker),
+    (Effect::Beside, &Bottleneck(At::Beside)),
+    (Effect::Before, &Bottleneck(At::Before)),
+    (Effect::Behind, &Bottleneck(At::Behind)),
+    (Effect::Bias, &bias::Added),
 ];
 
 impl Effect {
@@ -85,7 +98,7 @@ pub(super) struct Tensor {
     pub key: &'static Key,
     /// What lies along the rows, and how many there are.
     pub rows: (&'static str, usize),
-    /// The same of the columns.
+    /// The same of the columns; those called [`Tensor::OUTPUTS`] move as rows of outputs do.
     pub cols: (&'static str, usize),
     /// In memory it lies `[cols][rows]`.
     pub transposed: bool,
@@ -94,6 +107,9 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
+    /// What numbers along a side are called that are outputs of the product.
+    pub const OUTPUTS: &'static str = "outputs";
+
     /// Numbers in it.
     pub fn len(&self) -> usize {
         self.rows.1 * self.cols.1
@@ -114,10 +130,12 @@ impl Tensor {
     /// `f(index in the file, index in memory)` for all its numbers, in the order of the file.
     fn indices(&self, moved: impl Fn(usize) -> usize, mut f: impl FnMut(usize, usize)) {
         let (n, k) = (self.rows.1, self.cols.1);
+        let across = self.cols.0 == Tensor::OUTPUTS;
         for row in 0..n {
             let to = if self.on_outputs { moved(row) } else { row };
             for col in 0..k {
-                f(row * k + col, if self.transposed { col * n + to } else { to * k + col });
+                let col_to = if across { moved(col) } else { col };
+                f(row * k + col, if self.transposed { col_to * n + to } else { to * k + col_to });
             }
         }
     }
@@ -213,6 +231,11 @@ pub(super) trait Rules: Sync {
         false
     }
 
+    /// Whether an activation belongs to it, which files name.
+    fn activated(&self) -> bool {
+        false
+    }
+
     /// The largest rank that is of use; 0 where there is none.
     fn most_rank(&self, part: &Part) -> usize {
         0
@@ -267,6 +290,11 @@ pub(super) trait Rules: Sync {
 
     /// What W·x is multiplied with, and whether its bias is too, if that is what it does.
     fn output_gain(&self, layer: &Layer, site: Site) -> Option<(Vec<f32>, bool)> {
+        None
+    }
+
+    /// What is added to W·x + bias, if that is what it does.
+    fn output_sum(&self, layer: &Layer, site: Site) -> Option<Vec<f32>> {
         None
     }
 

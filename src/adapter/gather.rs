@@ -38,13 +38,13 @@ pub(super) struct Terms {
 pub(super) struct Gather<'a> {
     program: &'a Program,
     names: &'a Names,
+    /// The method that the file names.
+    method: Option<&'static Method>,
     found: Vec<Vec<(&'static Key, Half<'a>)>>,
     /// Places of which a tensor was wrong: nothing more is said about them.
     spoilt: Vec<bool>,
     /// A `[r][inputs]` and B `[outputs][r]` of VeRA.
     shared: [Option<Half<'a>>; 2],
-    /// The method that the file names: where tensors may be of several, they are of this one.
-    pub method: Option<&'static Method>,
     /// What is wrong with the file.
     pub wrong: Findings,
 }
@@ -75,6 +75,12 @@ impl<'a> Gather<'a> {
         Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], method: None, wrong }
     }
 
+    /// The method that the file names: what tensors mean where their shapes leave it open.
+    pub(super) fn of(mut self, method: Option<&'static Method>) -> Self {
+        self.method = method;
+        self
+    }
+
     /// Takes a tensor of a place, or what is wrong with it; `tensor` is its name in the file.
     pub(super) fn put(&mut self, place: usize, key: &'static Key, tensor: Place, half: Result<Half<'a>>) {
         let here = &mut self.found[place];
@@ -99,13 +105,13 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// The layer. `terms` is asked once for every place; `mend` may change the numbers of a tensor.
+    /// The layer. `terms` is asked once for every place, and may complete the part; `mend` may change the numbers of a tensor.
     ///
     /// # Errors
     /// Everything that is wrong with the file, at once.
     pub(super) fn finish(
         mut self,
-        terms: impl Fn(usize, &Part) -> Result<Terms>,
+        terms: impl Fn(usize, &mut Part) -> Result<Terms>,
         mend: impl Fn(usize, &'static Key, &mut [f32]) -> Result<()>,
     ) -> Result<Layer> {
         const REFUSED: &str = "the adapter does not fit this base";
@@ -115,8 +121,8 @@ impl<'a> Gather<'a> {
             if self.spoilt[i] || self.found[i].is_empty() {
                 continue;
             }
-            let Some(part) = self.part(i) else { continue };
-            let Some(terms) = self.wrong.keep(terms(i, &part)) else { continue };
+            let Some(mut part) = self.part(i) else { continue };
+            let Some(terms) = self.wrong.keep(terms(i, &mut part)) else { continue };
             moved[i] = terms.moved;
             let scale = if part.rules().scaled() { terms.scale } else { part.scale };
             parts[i] = Some(Part { scale, ..part });
@@ -167,9 +173,10 @@ impl<'a> Gather<'a> {
             let tensors = rules.tensors(&part);
             (found.iter().all(|(key, _)| tensors.iter().any(|t| t.key == *key))).then_some((part, tensors))
         };
-        let said = |(e, _): &&(Effect, _)| self.method.is_some_and(|m| m.has(*e));
-        let first = EFFECTS.iter().filter(said).find_map(whole);
-        let Some((part, tensors)) = first.or_else(|| EFFECTS.iter().find_map(whole)) else {
+        let named = self.method.map(|m| m.effect(self.names, i));
+        let exact = EFFECTS.iter().filter(|(effect, _)| Some(*effect) == named);
+        let said = EFFECTS.iter().filter(|(effect, _)| self.method.is_some_and(|m| m.has(*effect)));
+        let Some((part, tensors)) = exact.chain(said).chain(EFFECTS).find_map(whole) else {
             let error = incomplete(found, &shapes, bare).at(at(&found[0].1));
             self.wrong.push(error);
             return None;

@@ -5,6 +5,8 @@
 //! general.architecture   as the base's      NAME.lora_b   [r, outputs]  rows of B
 //! adapter.type           the method         NAME.lora_m   [outputs]     lengths of DoRA
 //! adapter.lora.alpha     f32 α              NAME.ia3_l    [1, outputs] or [inputs]
+//! onlay.activation       of bottlenecks     NAME.adapter_down [n, r]   NAME.adapter_up [r, m]   NAME.adapter_scaling [1]
+//!                                           NAME.beft_bias [outputs]
 //! vera_a [most inputs, r]                   NAME.vera_d   [r]
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
@@ -32,6 +34,7 @@
 //! # Read besides
 //! F16, BF16 and block-quantized matrices.
 
+use super::bottleneck::one_activation;
 use super::contents::{self, Contents, Form};
 use super::effect::Key;
 use super::gather::{Gather, Half, Terms, all_keys, key_of};
@@ -45,12 +48,17 @@ use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Encoded, Metadata, Value, ValueType};
 use crate::model::Model;
 use crate::tensor::{Matrix, TensorRef, Weights};
+use onlay_kernels::activate::{ACTIVATIONS, Activation};
 use std::path::Path;
 
 const ALPHA: &str = "adapter.lora.alpha";
 
 /// Tensors that have a rank of rows.
-const RANKED: [&str; 5] = [".lora_a", ".adalora_a", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
+const RANKED: [&str; 6] =
+    [".lora_a", ".adapter_down", ".adalora_a", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
+
+/// Of all bottlenecks; tanh if absent.
+const ACTIVATION: &str = "onlay.activation";
 
 /// The tensor that folds are in.
 const B: &str = ".lora_b";
@@ -100,9 +108,9 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     }
 
     let name = wrong.keep(name(metadata, path)).unwrap_or_default();
+    let activation = wrong.keep(activation(metadata)).unwrap_or_default();
 
-    let mut gather = Gather::new(program, &names, wrong);
-    gather.method = Some(method);
+    let mut gather = Gather::new(program, &names, wrong).of(Some(method));
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
         if let Some(which) = ["vera_a", "vera_b"].iter().position(|name| *name == tensor.name()) {
@@ -117,6 +125,9 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let lora = gather
         .finish(
             |at, part| {
+                if part.rules().activated() {
+                    part.more[0] = activation as usize;
+                }
                 if !part.rules().scaled() {
                     return Ok(Terms { scale: 0.0, moved: false });
                 }
@@ -189,6 +200,16 @@ fn method_of(metadata: Metadata<'_>) -> Result<&'static Method> {
 fn name(metadata: Metadata<'_>, path: &Path) -> Result<String> {
     let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(metadata.text("general.name")?.map_or_else(stem, str::to_owned))
+}
+
+/// The activation that the file names.
+fn activation(metadata: Metadata<'_>) -> Result<Activation> {
+    let Some(name) = metadata.text(ACTIVATION)? else { return Ok(Activation::default()) };
+    Activation::named(name).ok_or_else(|| {
+        let all: Vec<_> = ACTIVATIONS.iter().map(|(_, name)| *name).collect();
+        let error = Error::expected(Kind::Unsupported, "activation", all.join(", "), format!("{name:?}"));
+        error.at(Place::Key(ACTIVATION.into()))
+    })
 }
 
 /// A line of the manifest, numbers as text.
@@ -324,6 +345,9 @@ pub(super) fn write(adapter: &Adapter, model: &Model, path: &Path, overwrite: bo
     }
     let mut warnings = Vec::new();
     let mut wrong = Findings::default();
+    if let Some(activation) = one_activation(lora.parts(), &mut wrong) {
+        builder.set(ACTIVATION, activation.name());
+    }
     for (i, part) in lora.parts().iter().enumerate() {
         let Some(part) = *part else { continue };
         let name = names.gguf(i);

@@ -20,7 +20,7 @@ use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Sink};
 use crate::format::types::Type;
 use crate::model::Model;
-use crate::ops::Site;
+use crate::ops::{Site, VectorId};
 use crate::tensor::{Identity, Matrix, Slots, Storage, Team, TensorRef};
 use onlay_kernels::Level;
 use onlay_kernels::dense::Dense;
@@ -155,23 +155,28 @@ pub fn merge(
     }
     let shared = &work;
     for tensor in weights.tensors() {
-        let sites = names.sites().zip(&model.program().sites);
-        let site = sites.filter(|(_, info)| info.name == tensor.name()).map(|(s, _)| s).next();
-        let changed = site.filter(|s| worn.stack().iter().any(|(a, _)| a.parts()[s.0 as usize].is_some()));
+        if let Some(bias) = new_bias(model, worn, tensor.name()) {
+            builder.tensor_from(tensor.name(), Type::F32, tensor.dims(), move |sink| sink.put_f32s(&bias));
+            continue;
+        }
+        let site = site_of(model, tensor.name());
+        let changed = site.filter(|s| changes_matrix(worn, *s));
         let tied = changed.is_some_and(|s| names.tied(s));
         if changed.is_none() || tied {
             builder.tensor_from(tensor.name(), tensor.kind(), tensor.dims(), move |sink| {
                 shared.borrow_mut().copy(tensor, sink)
             });
         }
+        if let Some(site) = site
+            && worn.of_bias(site).1.is_some()
+            && bias_of(model, tensor.name()).is_none()
+        {
+            let text = "a vector is added to this product, and the base has no bias here to fold it into";
+            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(tensor.name().into())));
+        }
         let Some(site) = changed else { continue };
         if let Some(why) = unfoldable(worn.stack(), site) {
             wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
-        }
-        let bias = tensor.name().strip_suffix(".weight").map(|name| format!("{name}.bias"));
-        if bias.is_some_and(|b| weights.tensors().any(|t| t.name() == b)) && worn.scales_bias(site) {
-            let text = "factors of its outputs reach its bias too, which is not folded yet";
-            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(tensor.name().into())));
         }
         shared.borrow_mut().report.untied |= tied;
         let kind = options.kind.unwrap_or(tensor.kind());
@@ -184,6 +189,41 @@ pub fn merge(
     work.borrow_mut().all = builder.file_len()?;
     let bytes = write_atomically(path, options.overwrite, |out| builder.write(out))?;
     Ok(MergeReport { bytes, ..work.into_inner().report })
+}
+
+/// The product of a matrix.
+fn site_of(model: &Model, matrix: &str) -> Option<Site> {
+    model.program().sites.iter().position(|s| s.name == matrix).map(|i| Site(i as u32))
+}
+
+/// Whether the adapters change the matrix of a product, and not only what is added to it.
+fn changes_matrix(worn: &Worn, site: Site) -> bool {
+    let with = worn.stack().iter().map(|(a, _)| a.lora());
+    with.filter_map(|layer| Some((layer, layer.part(site)?)))
+        .any(|(layer, part)| part.rules().output_sum(layer, site).is_none())
+}
+
+/// The bias beside a matrix, by the matrix's name.
+pub(super) fn bias_of<'m>(model: &'m Model, matrix: &str) -> Option<&'m [f32]> {
+    let name = format!("{}.bias", matrix.strip_suffix(".weight")?);
+    let id = model.program().vectors.iter().position(|v| v.name == name)?;
+    Some(model.bound().vector(VectorId(id as u32)))
+}
+
+/// What becomes of the bias of that name, if the adapters reach it: `gain∘bias + v`.
+fn new_bias(model: &Model, worn: &Worn, name: &str) -> Option<Vec<f32>> {
+    let matrix = format!("{}.weight", name.strip_suffix(".bias")?);
+    let (gain, sum) = worn.of_bias(site_of(model, &matrix)?);
+    if (gain, sum) == (None, None) {
+        return None;
+    }
+    let mut bias = bias_of(model, &matrix)?.to_vec();
+    let by = |to: &mut [f32], with: Option<&[f32]>, f: fn(&mut f32, f32)| {
+        to.iter_mut().zip(with.into_iter().flatten()).for_each(|(to, v)| f(to, *v));
+    };
+    by(&mut bias, gain, |b, g| *b *= g);
+    by(&mut bias, sum, |b, v| *b += v);
+    Some(bias)
 }
 
 /// What was folded in, as JSON.

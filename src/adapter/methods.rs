@@ -175,6 +175,39 @@ pub static METHODS: &[Method] = &[
         effects: &[Effect::Kronecker],
         part: |_| Effect::Kronecker,
     },
+    Method {
+        name: "parallel",
+        about: "a bottleneck with an activation beside the product",
+        peft: "BOTTLENECK",
+        targets: "q,k,v",
+        pace: 1.0,
+        ranked: true,
+        paired: false,
+        effects: &[Effect::Beside],
+        part: |_| Effect::Beside,
+    },
+    Method {
+        name: "series",
+        about: "a bottleneck with an activation in front of gate and up, behind all others",
+        peft: "BOTTLENECK",
+        targets: "gate,up,down",
+        pace: 1.0,
+        ranked: true,
+        paired: false,
+        effects: &[Effect::Before, Effect::Behind],
+        part: |word| if matches!(word, "gate_proj" | "up_proj") { Effect::Before } else { Effect::Behind },
+    },
+    Method {
+        name: "bias",
+        about: "a vector added to the product",
+        peft: "BEFT",
+        targets: "v",
+        pace: 20.0,
+        ranked: false,
+        paired: false,
+        effects: &[Effect::Bias],
+        part: |_| Effect::Bias,
+    },
 ];
 
 impl Method {
@@ -199,7 +232,7 @@ impl Method {
 
     /// Whether there is an α, by whose share of the rank it counts.
     pub fn scaled(&self) -> bool {
-        self.effects.iter().any(|e| e.rules().scaled())
+        !self.activated() && self.effects.iter().any(|e| e.rules().scaled())
     }
 
     /// Whether places may have ranks and αs of their own.
@@ -214,7 +247,7 @@ impl Method {
 
     /// What it is at a place, which it can be fastened to.
     pub(super) fn part(&self, names: &Names, place: usize, bare: Part) -> Part {
-        let effect = (self.part)(names.last(place).unwrap_or_default());
+        let effect = self.effect(names, place);
         effect.rules().shaped(Part { effect, ..bare })
     }
 
@@ -226,6 +259,16 @@ impl Method {
     /// Whether it may learn through an encoder.
     pub fn encodes(&self) -> bool {
         self.leads() && self.effects != [Effect::Prompt]
+    }
+
+    /// What tells it from others at a place where files do not: see [`Effect`].
+    pub(super) fn effect(&self, names: &Names, place: usize) -> Effect {
+        (self.part)(names.last(place).unwrap_or_default())
+    }
+
+    /// Whether it has an activation, and a scale that is not an α.
+    pub fn activated(&self) -> bool {
+        self.effects[0].rules().activated()
     }
 
     /// Where it can be fastened.

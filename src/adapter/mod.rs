@@ -7,7 +7,8 @@
 //!   vera, whole,
 //!   norms, tokens,
 //!   prefix, prompt,
-//!   loha, lokr        what a layer computes, forward and backward          one file per effect
+//!   loha, lokr,
+//!   bottleneck, bias  what a layer computes, forward and backward          one file per effect
 //! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
@@ -17,6 +18,8 @@
 //! merge, combine      adapters folded into a base, or into one LoRA
 //! ```
 
+mod bias;
+mod bottleneck;
 mod combine;
 mod contents;
 mod dora;
@@ -56,7 +59,8 @@ pub use manifest::Manifest;
 pub use merge::{MergeOptions, MergeReport, Merged, NOTE, merge};
 pub use methods::{METHODS, Method};
 pub use names::Names;
-pub use new::{Init, New, Places};
+pub use new::{Init, New, Places, Scaling};
+pub use onlay_kernels::activate::{ACTIVATIONS, Activation};
 pub use open::{Adapter, Warning};
 pub use targets::Targets;
 pub use worn::Worn;

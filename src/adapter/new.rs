@@ -10,7 +10,12 @@
 //! OLoRA   W = Q·R:                     A₀ = R[..r]       B₀ = Q[.., ..r]
 //! ```
 //! which is the plain LoRA that PEFT converts such adapters to: files and serving know nothing of it.
+//!
+//! # Starts of bottlenecks
+//! As LLM-Adapters has them: "bert" unless told otherwise, which changes a little from the first step on, or zero. See
+//! [`bottleneck`].
 
+use super::bottleneck;
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
@@ -26,6 +31,7 @@ use crate::ops::Site;
 use crate::rng::Rng;
 use crate::tensor::Team;
 use onlay_kernels::Level;
+use onlay_kernels::activate::Activation;
 use std::collections::BTreeSet;
 
 /// The widest encoder; no model's rows are as wide.
@@ -41,6 +47,8 @@ pub enum Init {
     Pissa,
     /// The first columns of the base's QR decomposition.
     Olora,
+    /// Both matrices of a bottleneck normal, with a deviation of 0.02.
+    Bert,
 }
 
 impl Init {
@@ -53,10 +61,43 @@ impl Init {
             "zero" => Ok(Init::Zero),
             "pissa" => Ok(Init::Pissa),
             "olora" => Ok(Init::Olora),
+            "bert" => Ok(Init::Bert),
             other => {
-                Err(Error::expected(Kind::Argument, "init", "zero, pissa or olora", format!("{other:?}")))
+                let expected = "zero, pissa, olora or bert";
+                Err(Error::expected(Kind::Argument, "init", expected, format!("{other:?}")))
             }
         }
+    }
+
+    /// Whether it takes from the base.
+    fn takes(self) -> bool {
+        matches!(self, Init::Pissa | Init::Olora)
+    }
+}
+
+/// What a bottleneck's sum is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// This number.
+    Fixed(f32),
+    /// A number for each place, which begins at 1 and learns.
+    Learned,
+}
+
+impl Scaling {
+    /// Reads a number, or `learned`.
+    ///
+    /// # Errors
+    /// `Argument` for something else, 0 and what is not finite.
+    pub fn parse(text: &str) -> Result<Scaling> {
+        if text == "learned" {
+            return Ok(Scaling::Learned);
+        }
+        let number = text.parse().ok().filter(|s: &f32| s.is_finite() && *s != 0.0);
+        number.map(Scaling::Fixed).ok_or_else(|| {
+            let expected = "a finite number other than 0, or learned";
+            Error::expected(Kind::Argument, "scale", expected, format!("{text:?}"))
+        })
     }
 }
 
@@ -126,6 +167,10 @@ pub struct New {
     /// Hidden numbers of the network through which prefix and ptuning learn; unless told, none for prefix, and as many as the
     /// model is wide for ptuning. 0: none.
     pub encoder: Option<usize>,
+    /// Of a bottleneck: tanh unless told.
+    pub activation: Option<Activation>,
+    /// Of a bottleneck: 1 unless told.
+    pub scaling: Option<Scaling>,
     /// Of what is random.
     pub seed: u64,
 }
@@ -141,10 +186,12 @@ impl New {
             stabilised: false,
             ranks: Places::default(),
             alphas: Places::default(),
-            init: Init::Zero,
+            init: if method.activated() { Init::Bert } else { Init::Zero },
             tokens: Vec::new(),
             virtual_tokens: None,
             encoder: None,
+            activation: None,
+            scaling: None,
             seed: 0,
         }
     }
@@ -172,9 +219,21 @@ impl New {
         if let Some(rank) = ranks.iter().flatten().find(|r| r.fract() != 0.0) {
             wrong.push(Error::expected(Kind::Argument, "rank of a pattern", "a whole number", rank));
         }
-        if self.init != Init::Zero && self.method.name != "lora" {
+        let activated = self.method.activated();
+        if self.init.takes() && self.method.name != "lora" {
             let text = format!("init: pissa and olora are starts of lora, not of {}", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
+        }
+        if self.init == Init::Bert && !activated {
+            let text = format!("init: bert is a start of parallel and series, not of {}", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
+        if !activated {
+            let given = [("activation", self.activation.is_some()), ("scale", self.scaling.is_some())];
+            for (what, _) in given.iter().filter(|(_, given)| *given) {
+                let text = format!("{what}: {} has none; parallel and series have", self.method.name);
+                wrong.push(Error::new(Kind::Argument, text));
+            }
         }
         let patterns = !(self.ranks.0.is_empty() && self.alphas.0.is_empty());
         if patterns && !self.method.patterned() {
@@ -193,11 +252,16 @@ impl New {
             let rank = ranks[i].map_or(self.rank, |r| r as usize);
             let alpha = alphas[i].or(self.alpha).unwrap_or(2.0 * rank as f64);
             let scale = Part::scale_of(alpha, rank, self.stabilised);
-            let bare = Part { more, ..Part::lora(rank, inputs, outputs, scale) };
+            let mut bare = Part { more, ..Part::lora(rank, inputs, outputs, scale) };
+            if activated {
+                let learned = self.scaling == Some(Scaling::Learned);
+                bare.scale = if let Some(Scaling::Fixed(s)) = self.scaling { s } else { 1.0 };
+                bare.more = bottleneck::more(self.activation.unwrap_or_default(), learned);
+            }
             on.then(|| self.method.part(&names, i, bare))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
-        if self.method.scaled()
+        if (self.method.scaled() || activated)
             && let Some(p) = parts.iter().flatten().find(|p| !(p.scale.is_finite() && p.scale != 0.0))
         {
             wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));
@@ -214,7 +278,7 @@ impl New {
             Part::check_all(&parts, program, &mut wrong);
         }
         wrong.refuse("the layer cannot be made")?;
-        if self.init != Init::Zero {
+        if self.init.takes() {
             for part in parts.iter_mut().flatten() {
                 (part.rank, part.frozen) = (2 * part.rank, part.rank);
             }
@@ -229,8 +293,11 @@ impl New {
             let mut numbers = layer.params().get(i);
             numbers[..part.rank].iter_mut().zip(&self.tokens).for_each(|(to, t)| *to = *t as f32);
         }
-        if self.init == Init::Zero {
+        if !self.init.takes() {
             layer.begin(model, level, &mut Rng::new(self.seed));
+            if self.init == Init::Zero {
+                bottleneck::start_at_zero(&layer, &mut Rng::new(self.seed));
+            }
             return Ok(layer);
         }
         let here: Vec<usize> = (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();

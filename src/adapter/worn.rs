@@ -5,7 +5,7 @@
 //! y = y₀ + Σᵢ wᵢ·(yᵢ − y₀)          y₀ the base's product, yᵢ that with adapter i; in the order of the stack
 //! ```
 //! For LoRA that is `W·x + Σᵢ wᵢ·sᵢ·(x·Aᵢᵀ)·Bᵢᵀ`; gains of outputs (DoRA, (IA)³) add up to `1 + Σᵢ wᵢ·(gᵢ − 1)` once, here,
-//! and so do those of inputs; what enters a product adds up to `x + Σᵢ wᵢ·(uᵢ − x)`, matrices and vectors that stand in for
+//! and so do those of inputs; vectors added to outputs to `Σᵢ wᵢ·vᵢ`; what enters a product adds up to `x + Σᵢ wᵢ·(uᵢ − x)`, matrices and vectors that stand in for
 //! the base's to `W + Σᵢ wᵢ·(Wᵢ − W)`. Two kinds of these at one product would need a product with the base for each: that is
 //! refused. What stands in front of a sequence, or in place of embeddings, is one adapter's, with the weight 1.
 //!
@@ -47,12 +47,15 @@ enum Entering {
     All,
 }
 
-/// Gains of outputs.
+/// What is done to W·x and its bias: `product∘(W·x) + bias_gain∘bias + sum`.
 #[derive(Clone, Debug)]
 struct Leaving {
-    product: Vec<f32>,
+    /// Absent: 1.
+    product: Option<Vec<f32>>,
     /// Of the bias; absent: 1.
     bias: Option<Vec<f32>>,
+    /// Absent: 0.
+    sum: Option<Vec<f32>>,
 }
 
 /// Numbers in place of the base's.
@@ -96,7 +99,9 @@ impl Worn {
                 rules.output_gain(layer, at).filter(|(_, too)| *too).map(|g| g.0)
             };
             let bias = worn.gains(i, site.outputs, of_bias);
-            worn.leaving.push(product.map(|product| Leaving { product, bias }));
+            let sum = worn.sum(at);
+            let some = product.is_some() || sum.is_some();
+            worn.leaving.push(some.then_some(Leaving { product, bias, sum }));
         }
         for i in 0..program.places() {
             worn.standing.push(worn.standing(model, i));
@@ -168,6 +173,20 @@ impl Worn {
         sum
     }
 
+    /// `Σ w·v` over the adapters that add a vector at a site; the vector itself of one of weight 1.
+    fn sum(&self, site: Site) -> Option<Vec<f32>> {
+        let mut sum: Option<Vec<f32>> = None;
+        for (k, part, weight) in self.here(site.into()) {
+            let Some(mut vector) = part.rules().output_sum(self.stack[k].0.lora(), site) else { continue };
+            vector.iter_mut().for_each(|v| *v *= weight);
+            match &mut sum {
+                None => sum = Some(vector),
+                Some(sum) => sum.iter_mut().zip(vector).for_each(|(s, v)| *s += v),
+            }
+        }
+        sum
+    }
+
     fn entering(&self, site: Site, inputs: usize) -> Option<Entering> {
         let i = site.into();
         let mut with = self.here(i).filter(|(_, p, _)| p.rules().enters()).peekable();
@@ -205,9 +224,10 @@ impl Worn {
         })
     }
 
-    /// Whether the bias of a site is changed.
-    pub(super) fn scales_bias(&self, site: Site) -> bool {
-        self.leaving[site.0 as usize].as_ref().is_some_and(|l| l.bias.is_some())
+    /// What the bias of a site is multiplied with, and what is added to it.
+    pub(super) fn of_bias(&self, site: Site) -> (Option<&[f32]>, Option<&[f32]>) {
+        let leaving = self.leaving[site.0 as usize].as_ref();
+        leaving.map_or((None, None), |l| (l.bias.as_deref(), l.sum.as_deref()))
     }
 
     /// What x is multiplied with at a site, and what W·x is.
@@ -217,7 +237,7 @@ impl Worn {
             Some(Entering::Gains(gains)) => Some(&gains[..]),
             _ => None,
         };
-        (entering, self.leaving[i].as_ref().map(|l| &l.product[..]))
+        (entering, self.leaving[i].as_ref().and_then(|l| l.product.as_deref()))
     }
 
     /// The one adapter that is in front of sequences or in the table: what `ask` says of it.
@@ -292,9 +312,13 @@ impl Delta for Worn {
     }
 
     fn leave(&self, site: Site, first: usize, bias: Option<&[f32]>, y: &mut Block<'_>, rows: Range<usize>) {
-        let gains = self.leaving[site.0 as usize].as_ref();
-        let gains = gains.expect("asked only where it leaves");
-        turn(&gains.product, gains.bias.as_deref(), first, bias, y, rows);
+        let leaving = self.leaving[site.0 as usize].as_ref();
+        let Leaving { product, bias: of_bias, sum } = leaving.expect("asked only where it leaves");
+        match product {
+            Some(product) => turn(product, of_bias.as_deref(), first, bias, y, rows.clone()),
+            None => super::bias::add(bias, first, y, rows.clone()),
+        }
+        super::bias::add(sum.as_deref(), first, y, rows);
     }
 
     fn width(&self, site: Site) -> usize {

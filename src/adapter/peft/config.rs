@@ -6,6 +6,7 @@ use super::super::names::Names;
 use super::super::open::Adapter;
 use super::super::pattern::Pattern;
 use super::super::tokens::MOST;
+use super::bottlenecks::{self, Bottlenecks};
 use super::{products, prompts};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
@@ -93,6 +94,8 @@ pub(super) struct Config {
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     targets: Targets,
+    /// What is said of bottlenecks, if it is they.
+    bottlenecks: Option<Bottlenecks>,
     /// The method, by our name.
     pub method: &'static str,
     /// How many virtual tokens it says there are.
@@ -131,13 +134,19 @@ pub(super) fn method(config: &Value) -> String {
     let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
+        "BOTTLENECK" => bottleneck(config.as_object()).into(),
         other if let Some(m) = METHODS.iter().find(|m| m.peft == other) => m.name.into(),
         other => other.chars().take(40).collect::<String>().to_lowercase(),
     }
 }
 
+/// Which method a configuration of bottlenecks means.
+fn bottleneck(config: Option<&Map<String, Value>>) -> &'static str {
+    if config.is_some_and(bottlenecks::beside) { "parallel" } else { "series" }
+}
+
 /// A field that is absent, or says no.
-fn says_nothing(value: Option<&Value>) -> bool {
+pub(super) fn says_nothing(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => true,
         Some(Value::Array(a)) => a.is_empty(),
@@ -163,6 +172,7 @@ impl Config {
         let known = |t: &str| METHODS.iter().find(|m| m.peft == t);
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
+            Some(Value::String(t)) if t == "BOTTLENECK" => method = bottleneck(Some(all)),
             Some(t) => match t.as_str().and_then(known) {
                 Some(found) => {
                     method = found.name;
@@ -179,8 +189,11 @@ impl Config {
             },
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
+        let bottlenecks = matches!(method, "parallel" | "series").then(|| Bottlenecks::read(all, wrong));
+        let more = if bottlenecks.is_some() { bottlenecks::KNOWN } else { &[] };
         for (key, value) in all {
-            if !KNOWN.contains(&key.as_str()) && !says_nothing(Some(value)) {
+            let known = [KNOWN, more].iter().any(|all| all.contains(&key.as_str()));
+            if !known && !says_nothing(Some(value)) {
                 let text = "changes what the adapter computes, or is unknown: not supported yet";
                 wrong
                     .push(Error::new(Kind::Unsupported, text).at(Place::Key(key.chars().take(80).collect())));
@@ -229,6 +242,7 @@ impl Config {
         Config {
             tokens,
             rank: r,
+            bottlenecks,
             method,
             alpha: a.unwrap_or(1.0),
             // the others' configurations may have the word, and their layers do not look at it
@@ -275,11 +289,22 @@ impl Config {
         }
     }
 
+    /// The scale of a module's part, of which the tensors were found; what else must be known of it is set.
+    ///
+    /// # Errors
+    /// `Mismatch` if the configuration says something else than the tensors.
+    pub(super) fn complete(&self, module: &str, part: &mut Part) -> Result<f32> {
+        match &self.bottlenecks {
+            Some(bottlenecks) if part.rules().activated() => bottlenecks.complete(module, part),
+            _ => self.scale(module, part.rank),
+        }
+    }
+
     /// The scale of a module's layer, whose tensors have the rank `found`.
     ///
     /// # Errors
     /// `Mismatch` if the configuration says another rank.
-    pub(super) fn scale(&self, module: &str, found: usize) -> Result<f32> {
+    fn scale(&self, module: &str, found: usize) -> Result<f32> {
         fn of<T: Copy>(patterns: &[(Pattern, T)], module: &str, otherwise: T) -> T {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
@@ -332,7 +357,7 @@ pub(super) fn make(names: &Names, adapter: &Adapter) -> Value {
     let (parts, base_name) = (adapter.parts(), adapter.manifest().base_name.as_deref());
     let method = adapter.method();
     match method.name {
-        "lora" | "dora" | "vera" => make_paired(names, parts, base_name),
+        "lora" | "dora" | "vera" | "parallel" | "series" | "bias" => make_paired(names, parts, base_name),
         "ia3" => make_ia3(names, parts, base_name),
         "tokens" => {
             let mut config = make_plain(names, parts, base_name, method);
@@ -365,6 +390,20 @@ fn make_paired(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -
     let method = Method::of(parts.iter().flatten()).name;
     let with: Vec<_> =
         names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
+    if let ("parallel" | "series", Some((_, first, _))) = (method, with.first()) {
+        return bottlenecks::make(method, first, modules(names, parts, &with), base_name);
+    }
+    if method == "bias" {
+        return json!({
+            "peft_type": "BEFT",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "inference_mode": true,
+            "target_modules": modules(names, parts, &with),
+            "init_weights": true,
+            "modules_to_save": null,
+        });
+    }
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
     let alpha = most_common(with.iter().map(|(_, p, _)| alpha_of(p).to_bits())).map_or(1.0, f64::from_bits);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());

@@ -13,12 +13,15 @@
 //! base_model.model.PATH.ln_tuning_layers.weight [length]
 //! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
 //! prompt_embeddings [k][n]     of prefix tuning, prompt tuning and P-tuning: the only tensor there
+//! base_model.model.PATH.adapter_down.weight [b][n]  .adapter_up.weight [m][b]  .adapter_scaling [1]   bottlenecks.rs
+//! base_model.model.PATH.beft_bias               [1][outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
 //! the base's and are skipped. Everything else that PEFT would pass over, or that would change what is computed, is
 //! refused by name. The lines of our [`manifest`](super::manifest) are texts in the tensors' file, which PEFT ignores.
 
+mod bottlenecks;
 mod config;
 mod products;
 mod prompts;
@@ -43,7 +46,15 @@ use tensors::{Matrix, Tensors};
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// Tensors that have a rank of rows.
-const RANKED: [&str; 6] = [".lora_A.weight", ".vera_A", ".lora_A", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
+const RANKED: [&str; 7] = [
+    ".lora_A.weight",
+    ".adapter_down.weight",
+    ".vera_A",
+    ".lora_A",
+    ".hada_w1_b",
+    ".lokr_w1_b",
+    ".lokr_w2_b",
+];
 /// What VeRA's products share.
 const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
@@ -58,8 +69,8 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let manifest = wrong.keep(Manifest::read(|key| Ok(tensors.text(key)))).unwrap_or_default();
     let warnings = judge(&manifest, model, &mut wrong);
     let names = Names::of(model.program());
-    let mut gather = Gather::new(model.program(), &names, wrong);
-    gather.method = Method::named(config.method).ok();
+    let method = Method::named(config.method).ok();
+    let mut gather = Gather::new(model.program(), &names, wrong).of(method);
     for name in tensors.names() {
         let half = || -> Result<_> {
             let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
@@ -94,7 +105,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
                 return Ok(Terms { scale: 0.0, moved: true });
             }
             let module = names.module(place).unwrap_or_default();
-            Ok(Terms { scale: config.scale(module, part.rank)?, moved: true })
+            Ok(Terms { scale: config.complete(module, part)?, moved: true })
         },
         |_, _, _| Ok(()),
     )?;
@@ -238,6 +249,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: a_name, shape: vec![s.rank, s.inputs], numbers: Box::new(a) });
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
+    bottlenecks::check(adapter.parts(), &mut wrong);
     wrong.refuse("the adapter cannot be written for PEFT")?;
     let config = match (prompts::make(model.program(), adapter), products::make(&names, adapter)) {
         (Some(config), _) => config,

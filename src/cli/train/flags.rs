@@ -1,7 +1,7 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
-use onlay::adapter::{Init, Method, Places};
+use onlay::adapter::{ACTIVATIONS, Activation, Init, Method, Places, Scaling};
 use onlay::train::objective::{self, Objective};
 use onlay::train::{Balance, Format, Optimizer, Shape};
 use std::path::PathBuf;
@@ -74,7 +74,7 @@ pub struct Args {
     /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; prefix: keys and values in front; prompt, ptuning: rows in front
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
-    /// Rank, of methods that have one [default: 16]
+    /// Rank, of methods that have one; of series and parallel the width of the bottleneck [default: 16]
     #[arg(long, value_name = "R", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rank: Option<usize>,
     /// The layer counts alpha/rank [default: 2·rank]
@@ -86,9 +86,16 @@ pub struct Args {
     /// Alphas of some places, as --rank-pattern
     #[arg(long, value_name = "LIST", value_parser = places, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub alpha_pattern: Option<Places>,
-    /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns
-    #[arg(long, value_name = "START", default_value = "zero", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
-    pub init: Init,
+    /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns; bert, of
+    /// series and parallel, both matrices random [default: zero; of series and parallel bert]
+    #[arg(long, value_name = "START", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub init: Option<Init>,
+    /// What series and parallel do to their hidden numbers: tanh, relu, gelu or silu [default: tanh]
+    #[arg(long, value_name = "NAME", value_parser = activation, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub activation: Option<Activation>,
+    /// What series and parallel multiply their sum with: a number, or learned [default: 1]
+    #[arg(long, value_name = "S", value_parser = Scaling::parse, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub scale: Option<Scaling>,
     /// The layer counts alpha/√rank
     #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rslora: bool,
@@ -255,6 +262,13 @@ fn places(list: &str) -> Result<Places, String> {
 
 fn init(name: &str) -> Result<Init, String> {
     Init::named(name).map_err(|e| e.to_string())
+}
+
+fn activation(name: &str) -> Result<Activation, String> {
+    Activation::named(name).ok_or_else(|| {
+        let all: Vec<_> = ACTIVATIONS.iter().map(|(_, name)| *name).collect();
+        format!("expected {}", all.join(", "))
+    })
 }
 
 fn balance(name: &str) -> Result<Balance, String> {
