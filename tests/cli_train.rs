@@ -120,6 +120,7 @@ fn every_method_is_trained_written_and_worn() {
         ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
         ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
         ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
+        ("adalora", &["--method", "adalora", "--target-rank", "1", "--tinit", "1", "--delta-t", "1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -148,6 +149,15 @@ fn every_method_is_trained_written_and_worn() {
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--target-rank", "1"]), 1, &["lora gives up no ranks"]);
+    let late = ["--method", "adalora", "--tinit", "5", "--tfinal", "1", "--delta-t", "0"];
+    refused(
+        &train(&model, &data, &out, &late),
+        1,
+        &["tinit: expected below 5", "delta-t: expected at least 1"],
+    );
+    let patterns = ["--method", "adalora", "--rank-pattern", "q=3"];
+    refused(&train(&model, &data, &out, &patterns), 1, &["adalora has no ranks and alphas of places"]);
     refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
     refused(
         &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),

@@ -2,7 +2,7 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{dora, ia3, loha, lokr, lora, norms, tokens, vera, whole};
+use super::{adalora, dora, ia3, loha, lokr, lora, norms, tokens, vera, whole};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -36,6 +36,8 @@ pub enum Effect {
     Hadamard,
     /// `y + s·(w₁⊗w₂)·x`
     Kronecker,
+    /// `y + s·B·(E∘(A·x))`
+    Triplets,
 }
 
 /// All of them, each with its rules.
@@ -50,6 +52,7 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Rows, &tokens::Embeddings),
     (Effect::Hadamard, &loha::Hadamard),
     (Effect::Kronecker, &lokr::Kronecker),
+    (Effect::Triplets, &adalora::Triplets),
 ];
 
 impl Effect {
@@ -227,6 +230,11 @@ pub(super) trait Rules: Sync {
     /// of the base's.
     fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool {
         false
+    }
+
+    /// Itself as it is published, without what only learning needs, if that is something else; none of it may be left.
+    fn published(&self, part: &Part, numbers: &[f32]) -> Option<Option<(Part, Vec<f32>)>> {
+        None
     }
 
     // What follows from its numbers and the base.

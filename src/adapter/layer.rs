@@ -8,6 +8,7 @@
 //! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
 //! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
+use super::adalora::Budget;
 pub use super::effect::Effect;
 use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
@@ -164,6 +165,8 @@ pub struct Layer {
     pub(super) derived: Slots<Derived>,
     /// The pair of [`Effect::Vera`].
     shared: Option<Arc<Shared>>,
+    /// How [`Effect::Triplets`] gives up ranks while it learns.
+    pub(super) budget: Option<Budget>,
     /// Memory of the backward pass, as [`Rules::memory`] asks for it.
     pub(super) memory: Slots<Vec<f32>>,
 }
@@ -191,6 +194,7 @@ impl Layer {
             dropout: Dropout::default(),
             derived,
             shared: None,
+            budget: None,
             memory: Slots::default(),
         }
     }
@@ -223,8 +227,34 @@ impl Layer {
             dropout: Dropout::default(),
             derived,
             shared: self.shared.clone(),
+            budget: self.budget,
             memory: Slots::default(),
         }
+    }
+
+    /// A copy with other parts where `f` has some, or none.
+    pub(super) fn remade(&self, f: impl Fn(&Part, &[f32]) -> Option<Option<(Part, Vec<f32>)>>) -> Layer {
+        let mut layer = self.copy();
+        for (i, part) in layer.parts.iter_mut().enumerate() {
+            let Some(other) = part.and_then(|p| f(&p, &self.params.read(i))) else { continue };
+            let (other, numbers) = other.unzip();
+            *layer.derived.get(i) = Derived::new(other.as_ref());
+            *layer.params.get(i) = numbers.unwrap_or_default();
+            *part = other;
+        }
+        layer
+    }
+
+    /// As it is published: without what only learning needs.
+    pub(super) fn published(self) -> Layer {
+        let change = |part: &Part, numbers: &[f32]| part.rules().published(part, numbers);
+        let all = self.parts.iter().enumerate();
+        if all.filter_map(|(i, p)| change(p.as_ref()?, &self.params.read(i))).next().is_none() {
+            return self;
+        }
+        let mut layer = self.remade(change);
+        layer.budget = None;
+        layer
     }
 
     /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist

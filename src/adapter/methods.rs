@@ -141,6 +141,17 @@ pub static METHODS: &[Method] = &[
         effects: &[Effect::Kronecker],
         part: |_| Effect::Kronecker,
     },
+    Method {
+        name: "adalora",
+        about: "triplets near to a singular value decomposition; the less important ones are given up",
+        peft: "ADALORA",
+        targets: "all",
+        pace: 2.0,
+        ranked: true,
+        paired: false,
+        effects: &[Effect::Triplets],
+        part: |_| Effect::Triplets,
+    },
 ];
 
 impl Method {
@@ -170,7 +181,12 @@ impl Method {
 
     /// Whether places may have ranks and αs of their own.
     pub fn patterned(&self) -> bool {
-        self.scaled()
+        self.scaled() && !self.allocates()
+    }
+
+    /// Whether it begins with more rank than it ends with.
+    pub fn allocates(&self) -> bool {
+        self.has(Effect::Triplets)
     }
 
     /// Whether it has this effect.

@@ -6,7 +6,7 @@
 //! lora, dora, ia3,
 //!   vera, whole,
 //!   norms, tokens,
-//!   loha, lokr        what a layer computes, forward and backward          one file per effect
+//!   loha, lokr, adalora what a layer computes, forward and backward          one file per effect
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -15,6 +15,7 @@
 //! merge               adapters folded into a base
 //! ```
 
+mod adalora;
 mod contents;
 mod dora;
 mod effect;
@@ -41,6 +42,7 @@ mod vera;
 mod whole;
 mod worn;
 
+pub use adalora::Budget;
 pub use contents::{Contents, Form, Half};
 pub use layer::{Effect, Layer, Layer as Lora, Part};
 pub use manifest::Manifest;

@@ -11,6 +11,7 @@
 //! ```
 //! which is the plain LoRA that PEFT converts such adapters to: files and serving know nothing of it.
 
+use super::adalora::Budget;
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
@@ -118,6 +119,8 @@ pub struct New {
     pub init: Init,
     /// The tokens whose embeddings learn.
     pub tokens: Vec<u32>,
+    /// How ranks are given up, by a method that does so; its defaults if absent.
+    pub budget: Option<Budget>,
     /// Of what is random.
     pub seed: u64,
 }
@@ -135,6 +138,7 @@ impl New {
             alphas: Places::default(),
             init: Init::Zero,
             tokens: Vec::new(),
+            budget: None,
             seed: 0,
         }
     }
@@ -195,6 +199,10 @@ impl New {
             parts.iter_mut().zip(learns).filter(|(_, l)| !l).for_each(|(p, _)| *p = None);
         }
         self.check_tokens(program.vocabulary, &mut wrong);
+        if self.budget.is_some() && !self.method.allocates() {
+            let text = format!("{} gives up no ranks: there is no budget of them", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         if self.method.has(Effect::Rows) {
             parts.iter_mut().flatten().for_each(|p| p.rank = self.tokens.len());
         }
@@ -219,7 +227,8 @@ impl New {
         }
         if self.init == Init::Zero {
             layer.begin(model, level, &mut Rng::new(self.seed));
-            return Ok(layer);
+            let allocates = self.method.allocates();
+            return if allocates { layer.allocating(self.budget.unwrap_or_default()) } else { Ok(layer) };
         }
         let here: Vec<usize> = (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
         let mut team = Team::new(threads)?;

@@ -406,6 +406,8 @@ impl Trainer {
         tokens: usize,
         go_on: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<Option<StepReport>> {
+        let Trainer { backend, layer, options, .. } = &mut *self;
+        layer.constrain(options.level, &mut |n, f| backend.each(n, f));
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
@@ -423,6 +425,8 @@ impl Trainer {
                 adam::adamw(level, with, &mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at]);
             }
         });
+        let Trainer { backend, layer, .. } = &mut *self;
+        layer.allocate(t, of_steps, with[0].clip, &mut |n, f| backend.each(n, f));
         self.settle();
         self.steps = t;
         Ok(Some(report))

@@ -21,11 +21,14 @@ static KNOWN: &[&str] = &[
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
+    "beta1",
+    "beta2",
     "bias",
     "corda_config",
     "d_initial",
     "decompose_both",
     "decompose_factor",
+    "deltaT",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
@@ -34,6 +37,7 @@ static KNOWN: &[&str] = &[
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
+    "init_r",
     "init_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -45,6 +49,7 @@ static KNOWN: &[&str] = &[
     "megatron_core",
     "module_dropout",
     "modules_to_save",
+    "orth_reg_weight",
     "peft_type",
     "peft_version",
     "projection_prng_key",
@@ -57,8 +62,12 @@ static KNOWN: &[&str] = &[
     "runtime_config",
     "save_projection",
     "target_modules",
+    "target_r",
     "task_type",
+    "tfinal",
+    "tinit",
     "token_indices",
+    "total_step",
     "use_dora",
     "use_effective_conv2d",
     "use_rslora",
@@ -78,6 +87,8 @@ pub(super) struct Config {
     stabilised: bool,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
+    /// Ranks that AdaLoRA has left, by module.
+    kept: Vec<(String, usize)>,
     targets: Targets,
     /// The method, by our name.
     pub method: &'static str,
@@ -211,7 +222,14 @@ impl Config {
             alpha: a.unwrap_or(1.0),
             // the others' configurations may have the word, and their layers do not look at it
             stabilised: stabilised.unwrap_or(false) && matches!(method, "lora" | "dora"),
-            ranks: patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            ranks: match method {
+                "adalora" => vec![],
+                _ => patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            },
+            kept: match method {
+                "adalora" => products::kept(get("rank_pattern"), wrong),
+                _ => vec![],
+            },
             alphas: patterns(get("alpha_pattern"), "alpha_pattern", alpha, wrong),
             targets: match get("target_modules") {
                 Some(Value::String(s)) if s != "all-linear" => {
@@ -246,12 +264,17 @@ impl Config {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
         let rank = of(&self.ranks, module, self.rank.unwrap_or(found));
+        let kept = self.kept.iter().find(|(name, _)| name == module).map(|(_, n)| *n);
+        let rank = kept.unwrap_or(rank);
         // factors that are whole matrices have none
         if rank != found && found > 0 {
             let error = Error::expected(Kind::Mismatch, "rank, as the configuration says", rank, found);
             return Err(error.at(Place::Tensor(module.into())));
         }
-        let scale = Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised);
+        let scale = match self.method {
+            "adalora" => products::triplet_scale(self.alpha, self.rank.unwrap_or(found)),
+            _ => Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised),
+        };
         if !scale.is_finite() || scale == 0.0 {
             let error = Error::expected(Kind::Numeric, "scale", "a finite number other than 0", scale);
             return Err(error.at(Place::Tensor(module.into())));

@@ -1,7 +1,7 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
-use onlay::adapter::{Init, Method, Places};
+use onlay::adapter::{Budget, Init, Method, Places};
 use onlay::train::objective::{self, Objective};
 use onlay::train::{Format, Shape};
 use std::path::PathBuf;
@@ -85,6 +85,21 @@ pub struct Args {
     /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns
     #[arg(long, value_name = "START", default_value = "zero", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub init: Init,
+    /// Mean rank at the end (--method adalora) [default: two thirds of --rank]
+    #[arg(long, value_name = "R", conflicts_with = "init_adapter", help_heading = "Layer")]
+    target_rank: Option<usize>,
+    /// Weight of orthogonality in the loss (--method adalora) [default: 0.5]
+    #[arg(long, value_name = "W", conflicts_with = "init_adapter", help_heading = "Layer")]
+    orthogonality: Option<f64>,
+    /// Steps before the first rank is given up (--method adalora) [default: a tenth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tinit: Option<u64>,
+    /// Steps after the last one was (--method adalora) [default: three tenths of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tfinal: Option<u64>,
+    /// Steps from one choice of ranks to the next (--method adalora) [default: a hundredth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    delta_t: Option<u64>,
     /// The layer counts alpha/√rank
     #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rslora: bool,
@@ -215,6 +230,21 @@ impl Args {
             ("undesirable-weight", self.undesirable_weight),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// How ranks are given up, if anything was said of it or the method does so.
+    pub fn budget(&self) -> Option<Budget> {
+        let of = Budget::default();
+        let budget = Budget {
+            target: self.target_rank,
+            tinit: self.tinit,
+            tfinal: self.tfinal,
+            every: self.delta_t,
+            orthogonality: self.orthogonality.unwrap_or(of.orthogonality),
+            ..of
+        };
+        let said = budget != of || self.orthogonality.is_some();
+        (said || self.method.allocates()).then_some(budget)
     }
 
     /// Whether a layer that is there may be replaced: if it was said, or when a run goes on that was told so, or that

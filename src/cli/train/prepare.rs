@@ -174,6 +174,7 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
         tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
+        budget: args.budget(),
         seed: args.seed,
         ..of
     };
