@@ -86,7 +86,7 @@ fn steps_allocate_nothing() {
         let options = EngineOptions {
             threads: Some(2),
             context: 200,
-            room: Room { hidden: 12, entered: 256 },
+            room: Room { hidden: 2048, entered: 256 },
             ..Default::default()
         };
         let mut engine = Engine::new(model.clone(), &options).unwrap();

@@ -579,7 +579,9 @@ fn runs_go_on_with_their_own_method_only() {
     let model = open(vectors().join(runs::MODEL));
     let level = Level::chosen().unwrap();
     let layer = |method: &str| {
-        New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
+        let budget = Budget { target: Some(1), every: Some(1), ..Budget::default() };
+        let budget = (method == "adalora").then_some(budget);
+        New { rank: 2, budget, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
     for method in ["dora", "ia3", "vera", "loha", "lokr", "adalora"] {
         let run = |disk: &runs::Disk, threads: usize| {

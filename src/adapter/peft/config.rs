@@ -526,7 +526,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let (_, wrong) = config(
-            r#"{"peft_type": "LOHA", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
+            r#"{"peft_type": "OFT", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
                 "init_lora_weights": "pissa_niter_4", "layer_replication": [[0, 2]], "trainable_token_indices": [1],
                 "rank_pattern": {"(": 2, "q": -1}, "alpha_pattern": 3}"#,
         );
