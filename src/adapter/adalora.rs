@@ -37,7 +37,7 @@ use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::ops::{Base, Factor, Host, Site, add_product, product_back};
 use crate::rng::Rng;
-use crate::tensor::{Block, Mat, MatMut};
+use crate::tensor::{Block, Chunks, Mat, MatMut};
 use onlay_kernels::{Level, math};
 use std::fmt;
 use std::ops::Range;
@@ -223,10 +223,8 @@ impl Rules for Triplets {
     }
 
     /// Without what only learning needs, and without the triplets that were given up.
-    fn published(&self, p: &Part, numbers: &[f32]) -> Option<Option<(Part, Vec<f32>)>> {
-        if !has_state(p) {
-            return None;
-        }
+    fn published(&self, layer: &Layer, i: usize) -> Option<(Part, Vec<f32>)> {
+        let (p, numbers) = (&layer.parts()[i].filter(has_state)?, &layer.params().read(i));
         let [a, e, b] = triplets(p, numbers);
         let kept = &numbers[3 * learning(p)..];
         let stay: Vec<usize> = (0..p.rank).filter(|j| kept[*j] != 0.0 || e[*j] != 0.0).collect();
@@ -235,7 +233,7 @@ impl Rules for Triplets {
         };
         let part = Part { rank: stay.len(), more: [0; 4], ..*p };
         let numbers = [rows(a, p.inputs), rows(e, 1), rows(b, p.outputs)].concat();
-        Some((part.rank > 0).then_some((part, numbers)))
+        Some((part, numbers))
     }
 
     /// A·Aᵀ, Bᵀ·B and the scores.
@@ -347,6 +345,33 @@ impl Rules for Triplets {
         layer.input_back(host, site, names, dropped, dh, a, inputs, dx.again());
         product_back(host, base.matrix, None, dy, dx);
     }
+
+    /// The gradients of orthogonality.
+    fn before_update(&self, layer: &Layer, i: usize, level: Level, each: Each<'_>) {
+        let (part, budget) = (layer.parts()[i].filter(has_state), layer.budget());
+        let (Some(part), Some(budget)) = (part, budget.filter(|b| b.orthogonality > 0.0)) else { return };
+        let weight = budget.orthogonality / (2 * layer.parts().iter().flatten().count()) as f64;
+        let (params, derived, mut grads) =
+            (layer.params().read(i), layer.derived.read(i), layer.grads().get(i));
+        let ([a, _, b], [da, _, db], r) =
+            (triplets(&part, &params), triplets_mut(&part, &mut grads), part.rank);
+        let both = [(a, da, part.inputs), (b, db, part.outputs)];
+        for (gram, (m, dm, k)) in derived.numbers.chunks_exact(r * r).zip(both) {
+            let off = |j: usize, l: usize| gram[j * r + l] - if j == l { 1.0 } else { 0.0 };
+            let squares = (0..r * r).map(|at| f64::from(off(at / r, at % r)).powi(2)).sum::<f64>();
+            if squares == 0.0 {
+                continue; // it is orthogonal; there is no slope at the bottom
+            }
+            let by = (2.0 * weight / squares.sqrt()) as f32;
+            let rows = Chunks::new([dm], k);
+            each(r, &|_| {
+                let Some((j, [dm])) = rows.next() else { return };
+                m.chunks_exact(k).enumerate().for_each(|(l, m)| {
+                    math::add_scaled(level, by * off(j, l), m, dm);
+                });
+            });
+        }
+    }
     fn fold(&self, layer: &Layer, site: Site, weight: f32, rows: Rows<'_>) {
         let (part, params) = (layer.part(site).expect("a part"), layer.params().read(site.into()));
         let [a, e, b] = triplets(part, &params);
@@ -365,14 +390,15 @@ impl Layer {
             let found = self.method().name;
             return Err(Error::expected(Kind::Argument, "layer that gives up ranks", "adalora", found));
         }
-        let mut layer = self.remade(|part, numbers| {
-            let n = learning(part);
-            let more = Part { more: [1, 0, 0, 0], ..*part };
-            let mut all = numbers[..n].to_vec();
+        let mut layer = self.copy();
+        for i in 0..self.parts().len() {
+            let Some(part) = self.parts()[i].filter(|p| !has_state(p)) else { continue };
+            let (n, part) = (learning(&part), Part { more: [1, 0, 0, 0], ..part });
+            let mut all = self.params().read(i).clone();
             all.resize(3 * n, 0.0);
-            all.resize(more.len(), 1.0);
-            Some(Some((more, all)))
-        });
+            all.resize(part.len(), 1.0);
+            layer.put(i, part, all);
+        }
         layer.budget = Some(budget);
         Ok(layer)
     }
@@ -394,33 +420,6 @@ impl Layer {
         if let (Some(budget), Some(rank)) = (self.budget, ranks.max()) {
             budget.check(rank, steps, wrong);
         }
-    }
-
-    /// Adds the gradients of orthogonality, before the step's are measured.
-    pub fn constrain(&self, level: Level, each: Each<'_>) {
-        let Some(budget) = self.budget.filter(|b| b.orthogonality > 0.0) else { return };
-        let weight = budget.orthogonality / (2 * self.parts().iter().flatten().count()) as f64;
-        each(self.parts().len(), &|i| {
-            let Some(part) = self.parts()[i] else { return };
-            let (params, derived, mut grads) =
-                (self.params().read(i), self.derived.read(i), self.grads().get(i));
-            let ([a, _, b], [da, _, db], r) =
-                (triplets(&part, &params), triplets_mut(&part, &mut grads), part.rank);
-            let both = [(a, da, part.inputs), (b, db, part.outputs)];
-            for (gram, (m, dm, k)) in derived.numbers.chunks_exact(r * r).zip(both) {
-                let off = |j: usize, l: usize| gram[j * r + l] - if j == l { 1.0 } else { 0.0 };
-                let squares = (0..r * r).map(|at| f64::from(off(at / r, at % r)).powi(2)).sum::<f64>();
-                if squares == 0.0 {
-                    continue; // it is orthogonal; there is no slope at the bottom
-                }
-                let by = (2.0 * weight / squares.sqrt()) as f32;
-                for (j, dm) in dm.chunks_exact_mut(k).enumerate() {
-                    m.chunks_exact(k).enumerate().for_each(|(l, m)| {
-                        math::add_scaled(level, by * off(j, l), m, dm);
-                    });
-                }
-            }
-        });
     }
 
     /// Behind AdamW of step `t` of so many: judges triplets, and gives up those beyond the budget. Gradients count `clip`

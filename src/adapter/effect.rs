@@ -2,7 +2,7 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{adalora, dora, ia3, loha, lokr, lora, norms, tokens, vera, whole};
+use super::{adalora, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -32,6 +32,12 @@ pub enum Effect {
     Norm,
     /// Rows of the embedding table
     Rows,
+    /// Keys and values in front of a sequence's own
+    Prefix,
+    /// Rows in front of a sequence's embeddings
+    Prompt,
+    /// The same; while they learn they may be what a small network makes of other numbers
+    Ptuning,
     /// `y + s·((A₁·B₁)∘(A₂·B₂))·x`
     Hadamard,
     /// `y + s·(w₁⊗w₂)·x`
@@ -50,6 +56,9 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Whole, &whole::Whole),
     (Effect::Norm, &norms::Norm),
     (Effect::Rows, &tokens::Embeddings),
+    (Effect::Prefix, &prefix::Prefix),
+    (Effect::Prompt, &prompt::Virtual(Effect::Prompt)),
+    (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
     (Effect::Hadamard, &loha::Hadamard),
     (Effect::Kronecker, &lokr::Kronecker),
     (Effect::Triplets, &adalora::Triplets),
@@ -232,8 +241,13 @@ pub(super) trait Rules: Sync {
         false
     }
 
-    /// Itself as it is published, without what only learning needs, if that is something else; none of it may be left.
-    fn published(&self, part: &Part, numbers: &[f32]) -> Option<Option<(Part, Vec<f32>)>> {
+    /// By how much to learn faster than LoRA, to begin with, if not by its method's pace.
+    fn pace(&self, part: &Part) -> Option<f64> {
+        None
+    }
+
+    /// The part, and its numbers, that it is once it has learned, if that is another one.
+    fn published(&self, layer: &Layer, i: usize) -> Option<(Part, Vec<f32>)> {
         None
     }
 
@@ -401,6 +415,14 @@ pub(super) trait Rules: Sync {
     ) {
         unreachable!("not around a product");
     }
+
+    /// Numbers behind its gradients in which a step gathers what [`Rules::before_update`] makes gradients of.
+    fn gathers(&self, part: &Part) -> usize {
+        0
+    }
+
+    /// Last changes to the gradients of a step, once all its passes are done; what is gathered is cleared by it.
+    fn before_update(&self, layer: &Layer, i: usize, level: Level, each: Each<'_>) {}
 
     fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {}
 

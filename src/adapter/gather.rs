@@ -43,6 +43,8 @@ pub(super) struct Gather<'a> {
     spoilt: Vec<bool>,
     /// A `[r][inputs]` and B `[outputs][r]` of VeRA.
     shared: [Option<Half<'a>>; 2],
+    /// The method that the file names: where tensors may be of several, they are of this one.
+    pub method: Option<&'static Method>,
     /// What is wrong with the file.
     pub wrong: Findings,
 }
@@ -70,7 +72,7 @@ impl<'a> Gather<'a> {
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.places();
         let found = (0..n).map(|_| Vec::new()).collect();
-        Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], wrong }
+        Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], method: None, wrong }
     }
 
     /// Takes a tensor of a place, or what is wrong with it; `tensor` is its name in the file.
@@ -165,7 +167,9 @@ impl<'a> Gather<'a> {
             let tensors = rules.tensors(&part);
             (found.iter().all(|(key, _)| tensors.iter().any(|t| t.key == *key))).then_some((part, tensors))
         };
-        let Some((part, tensors)) = EFFECTS.iter().find_map(whole) else {
+        let said = |(e, _): &&(Effect, _)| self.method.is_some_and(|m| m.has(*e));
+        let first = EFFECTS.iter().filter(said).find_map(whole);
+        let Some((part, tensors)) = first.or_else(|| EFFECTS.iter().find_map(whole)) else {
             let error = incomplete(found, &shapes, bare).at(at(&found[0].1));
             self.wrong.push(error);
             return None;

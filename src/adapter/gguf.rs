@@ -10,6 +10,8 @@
 //! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
 //! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
 //! NAME.adalora_a [inputs, r]                NAME.adalora_e [1, r], NAME.adalora_b [r, outputs]
+//! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
+//!                                           converted model's order
 //! NAME.hada_w1_a, w2_a [r, outputs]         NAME.hada_w1_b, w2_b [inputs, r]
 //! NAME.lokr_w1 [m, l], NAME.lokr_w2         or .lokr_w1_a, .lokr_w1_b …; outputs in the converted model's order
 //! ```
@@ -101,6 +103,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
     let name = wrong.keep(name(metadata, path)).unwrap_or_default();
 
     let mut gather = Gather::new(program, &names, wrong);
+    gather.method = Some(method);
     for tensor in file.tensors() {
         let place = Place::Tensor(tensor.name().into());
         if let Some(which) = ["vera_a", "vera_b"].iter().position(|name| *name == tensor.name()) {

@@ -133,8 +133,9 @@ pub fn merge(
     let mut wrong = Findings::default();
     let program = model.program();
     for i in program.sites.len()..program.places() {
-        if worn.stack().iter().any(|(a, _)| a.parts().get(i).is_some_and(Option::is_some)) {
-            let error = Error::new(Kind::Unsupported, "what is here cannot be folded in");
+        for part in worn.stack().iter().filter_map(|(a, _)| a.parts().get(i)?.as_ref()) {
+            let why = part.rules().unfoldable().unwrap_or("what is here cannot be folded in");
+            let error = Error::new(Kind::Unsupported, why);
             wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
         }
     }
@@ -164,11 +165,8 @@ pub fn merge(
             });
         }
         let Some(site) = changed else { continue };
-        for (adapter, _) in worn.stack() {
-            let why = adapter.lora().part(site).and_then(|p| p.rules().unfoldable());
-            if let Some(why) = why {
-                wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
-            }
+        if let Some(why) = unfoldable(worn.stack(), site) {
+            wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
         }
         let bias = tensor.name().strip_suffix(".weight").map(|name| format!("{name}.bias"));
         if bias.is_some_and(|b| weights.tensors().any(|t| t.name() == b)) && worn.scales_bias(site) {
@@ -198,6 +196,47 @@ fn note(worn: &Worn, model: &Model) -> String {
         "adapters": each.collect::<Vec<_>>(),
     })
     .to_string()
+}
+
+/// What a stack of adapters makes of the matrix at a site.
+pub(super) struct Changed<'a> {
+    pub site: Site,
+    pub from: Matrix<'a>,
+    /// l and g.
+    pub gains: (Option<&'a [f32]>, Option<&'a [f32]>),
+    pub stack: &'a [(Arc<Adapter>, f32)],
+}
+
+impl Changed<'_> {
+    /// Some rows from `first` on: as they become, and as the base has them.
+    pub(super) fn rows(
+        &self,
+        level: Level,
+        first: usize,
+        (sum, base): (&mut [f32], &mut [f32]),
+        spare: &mut Vec<f32>,
+    ) {
+        let k = self.from.cols;
+        sum.chunks_exact_mut(k).enumerate().for_each(|(i, row)| self.from.decode(level, first + i, 0, row));
+        base.copy_from_slice(sum);
+        if let (Some(l), _) = self.gains {
+            sum.chunks_exact_mut(k).for_each(|row| row.iter_mut().zip(l).for_each(|(w, l)| *w *= l));
+        }
+        if let (_, Some(g)) = self.gains {
+            let rows = sum.chunks_exact_mut(k).zip(&g[first..]);
+            rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
+        }
+        for (adapter, weight) in self.stack {
+            let Some(part) = adapter.lora().part(self.site) else { continue };
+            let rows = Rows { level, first, n: sum.len() / k, sum, base, spare };
+            part.rules().fold(adapter.lora(), self.site, *weight, rows);
+        }
+    }
+}
+
+/// Why the adapters of a stack cannot be folded into a matrix, if so.
+pub(super) fn unfoldable(stack: &[(Arc<Adapter>, f32)], site: Site) -> Option<&'static str> {
+    stack.iter().find_map(|(a, _)| a.lora().part(site)?.rules().unfoldable())
 }
 
 /// One matrix to be changed.
@@ -240,20 +279,9 @@ impl<'a> Fold<'a> {
         let (n, k) = (ROWS.min(self.from.rows - first), self.from.cols);
         let Piece { sum, other, packed, bytes, sums } = piece;
         let sum = &mut sum[..n * k];
-        sum.chunks_exact_mut(k).enumerate().for_each(|(i, row)| self.from.decode(level, first + i, 0, row));
-        other[..n * k].copy_from_slice(sum);
-        if let (Some(l), _) = self.gains {
-            sum.chunks_exact_mut(k).for_each(|row| row.iter_mut().zip(l).for_each(|(w, l)| *w *= l));
-        }
-        if let (_, Some(g)) = self.gains {
-            let rows = sum.chunks_exact_mut(k).zip(&g[first..]);
-            rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
-        }
-        for (adapter, weight) in self.stack {
-            let Some(part) = adapter.lora().part(self.site) else { continue };
-            let rows = Rows { level, first, n, sum, base: &other[..n * k], spare: packed };
-            part.rules().fold(adapter.lora(), self.site, *weight, rows);
-        }
+        let (gains, stack) = (self.gains, self.stack);
+        let changed = Changed { site: self.site, from: self.from, gains, stack };
+        changed.rows(level, first, (sum, &mut other[..n * k]), packed);
         let difference =
             |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
         let changed = difference(sum, &other[..n * k]);

@@ -119,6 +119,40 @@ pub static METHODS: &[Method] = &[
         effects: &[Effect::Rows],
         part: |_| Effect::Rows,
     },
+    // LLM-Adapters learn prefixes at 100 times LoRA's rate (3e-2, 3e-4), PEFT's example of prompt tuning has 3e-2 too
+    Method {
+        name: "prefix",
+        about: "keys and values in front of a sequence's own, in every layer",
+        peft: "PREFIX_TUNING",
+        targets: "front",
+        pace: 100.0,
+        ranked: false,
+        paired: false,
+        effects: &[Effect::Prefix],
+        part: |_| Effect::Prefix,
+    },
+    Method {
+        name: "prompt",
+        about: "rows in front of a sequence's embeddings",
+        peft: "PROMPT_TUNING",
+        targets: "front",
+        pace: 100.0,
+        ranked: false,
+        paired: false,
+        effects: &[Effect::Prompt],
+        part: |_| Effect::Prompt,
+    },
+    Method {
+        name: "ptuning",
+        about: "rows in front of a sequence's embeddings, learned through a small network",
+        peft: "P_TUNING",
+        targets: "front",
+        pace: 100.0,
+        ranked: false,
+        paired: false,
+        effects: &[Effect::Ptuning],
+        part: |_| Effect::Ptuning,
+    },
     Method {
         name: "loha",
         about: "the element-wise product of two low-rank matrices",
@@ -198,6 +232,16 @@ impl Method {
     pub(super) fn part(&self, names: &Names, place: usize, bare: Part) -> Part {
         let effect = (self.part)(names.last(place).unwrap_or_default());
         effect.rules().shaped(Part { effect, ..bare })
+    }
+
+    /// Whether it is in front of a sequence, and so has virtual tokens.
+    pub fn leads(&self) -> bool {
+        self.spot() == Spot::Front
+    }
+
+    /// Whether it may learn through an encoder.
+    pub fn encodes(&self) -> bool {
+        self.leads() && self.effects != [Effect::Prompt]
     }
 
     /// Where it can be fastened.

@@ -22,12 +22,15 @@ use super::vera::Shared;
 use super::whole::half;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
-use crate::model::program::Spot;
+use crate::model::program::{Program, Spot};
 use crate::ops::Site;
 use crate::rng::Rng;
 use crate::tensor::Team;
 use onlay_kernels::Level;
 use std::collections::BTreeSet;
+
+/// The widest encoder; no model's rows are as wide.
+const WIDEST: usize = 1 << 20;
 
 /// What A and B begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +124,11 @@ pub struct New {
     pub tokens: Vec<u32>,
     /// How ranks are given up, by a method that does so; its defaults if absent.
     pub budget: Option<Budget>,
+    /// Virtual tokens, of methods in front of a sequence; unless told, 20.
+    pub virtual_tokens: Option<usize>,
+    /// Hidden numbers of the network through which prefix and ptuning learn; unless told, none for prefix, and as many as the
+    /// model is wide for ptuning. 0: none.
+    pub encoder: Option<usize>,
     /// Of what is random.
     pub seed: u64,
 }
@@ -139,6 +147,8 @@ impl New {
             init: Init::Zero,
             tokens: Vec::new(),
             budget: None,
+            virtual_tokens: None,
+            encoder: None,
             seed: 0,
         }
     }
@@ -181,12 +191,14 @@ impl New {
             let text = format!("{} counts alpha/rank, never alpha/√rank", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
         }
+        let more = self.lead(program, &mut wrong);
         let part = |(i, on): (usize, &bool)| {
             let (inputs, outputs) = program.place_shape(i);
             let rank = ranks[i].map_or(self.rank, |r| r as usize);
             let alpha = alphas[i].or(self.alpha).unwrap_or(2.0 * rank as f64);
             let scale = Part::scale_of(alpha, rank, self.stabilised);
-            on.then(|| self.method.part(&names, i, Part::lora(rank, inputs, outputs, scale)))
+            let bare = Part { more, ..Part::lora(rank, inputs, outputs, scale) };
+            on.then(|| self.method.part(&names, i, bare))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
         if self.method.scaled()
@@ -238,6 +250,31 @@ impl New {
 }
 
 impl New {
+    /// `Part::more` of what is in front of a sequence; nothing of others.
+    fn lead(&self, program: &Program, wrong: &mut Findings) -> [usize; 4] {
+        let name = self.method.name;
+        if self.virtual_tokens.is_some() && !self.method.leads() {
+            wrong.push(Error::new(Kind::Argument, format!("{name} has no virtual tokens")));
+        }
+        if self.encoder.is_some() && !self.method.encodes() {
+            wrong.push(Error::new(Kind::Argument, format!("{name} has no encoder")));
+        }
+        if !self.method.leads() {
+            return [0; 4];
+        }
+        let (tokens, most) = (self.virtual_tokens.unwrap_or(20), program.context.max(2) - 1);
+        if !(1..=most).contains(&tokens) {
+            let range = format!("1 to {most}");
+            wrong.push(Error::expected(Kind::Argument, "virtual tokens", range, tokens));
+        }
+        let otherwise = if name == "ptuning" { program.width } else { 0 };
+        let (hidden, most) = (self.encoder.unwrap_or(otherwise), WIDEST);
+        if hidden > most {
+            wrong.push(Error::expected(Kind::Argument, "encoder", format!("at most {most}"), hidden));
+        }
+        [tokens, hidden, program.attention.key_heads * program.attention.head, 0]
+    }
+
     fn check_tokens(&self, vocabulary: usize, wrong: &mut Findings) {
         if !self.method.has(Effect::Rows) {
             if !self.tokens.is_empty() {

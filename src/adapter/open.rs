@@ -150,16 +150,16 @@ impl Adapter {
             }
         }
         if !lora.settled() {
-            let text = "the layer's lengths do not belong to its numbers: settle it first";
+            let text = "what follows from the layer's numbers is not known: settle it first";
             wrong.push(Error::new(Kind::Argument, text));
         }
         if lora.is_empty() {
             wrong.push(Error::expected(Kind::Argument, "parts of the layer", "at least 1", 0));
         }
         wrong.refuse("the layer is no adapter of this base")?;
+        // what only training needs is dropped
+        let lora = lora.published();
         let id = identify(&lora, program);
-        // a copy drops what only training needs
-        let lora = if lora.learning() { lora.copy() } else { lora };
         Ok(Adapter { name: name.into(), lora, manifest, id })
     }
 

@@ -78,7 +78,7 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
         // what a layer of this rank around every product would need
         room: match rank {
             0 => Room::default(),
-            _ => Room { hidden: model.program().widest(|_| rank), entered: longest },
+            _ => Room { hidden: model.program().widest(|_| rank), entered: longest, lead: 0 },
         },
     };
     let memory = Engine::plan(model, &options)?;

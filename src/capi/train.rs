@@ -258,7 +258,7 @@ export! {
         let data = data(&o, &model, &mut watch)?;
         if o.learning_rate == 0.0 {
             let (width, signal) = (model.program().width, data.train.signal());
-            run_options.recipe.rate = Recipe::rate_for(width, layer.method(), signal);
+            run_options.recipe.rate = Recipe::rate_for(width, layer.pace(), signal);
         }
         watch.last = Progress::default();
         room_for(&RunPlan::new(&model, &layer, &data, &run_options)?.memory)?;

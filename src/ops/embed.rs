@@ -1,12 +1,12 @@
-//! Rows of a table, one per token.
+//! Rows of a table, one per token; or rows of a layer.
 //!
 //! # Forward
 //! ```text
-//! y[i] = table[token i], or the layer's row of that token
+//! y[i] = table[token i]          the layer's row where it has one for that token: of the table's own tokens, or of those
+//!                                behind the vocabulary, which stand in front of sequences
 //! ```
 //! # Backward
-//! The table is frozen, and nothing lies below it. A layer's rows get the gradient of what follows from who runs the pass
-//! ([`Backward::embedding_back`](super::Backward::embedding_back)).
+//! The table is frozen, and nothing lies below it: the gradients of rows go to the layer that learns some.
 
 use super::{Host, MatrixId, Operation};
 use crate::tensor::Register;
@@ -30,18 +30,21 @@ impl Operation for Embed {
     fn forward(&self, host: &mut Host<'_>) {
         let table = host.tables.matrix(self.table);
         let (level, batch) = (host.level, host.batch);
-        let tokens = batch.tokens;
-        let embeds = batch.spans.iter().any(|s| s.delta.is_some_and(|d| d.embeds()));
         let mut to = host.frame.write(self.to);
         let cols = table.cols;
+        let some = batch.spans.iter().any(|s| s.delta.is_some_and(|d| d.embeds()));
         host.over_rows(to.mat(), |first, rows| {
             for (i, row) in rows.chunks_exact_mut(cols).enumerate() {
-                let (delta, token) = (batch.span_of(first + i).delta, tokens[first + i]);
-                if !delta.is_some_and(|d| embeds && d.embedding(token, row)) {
+                let token = batch.tokens[first + i];
+                let layer = if some { batch.span_of(first + i).delta } else { None };
+                if !layer.is_some_and(|d| d.embedding(token, row)) {
                     table.decode(level, token as usize, 0, row);
                 }
             }
         });
     }
-    fn backward(&self, _: &mut Host<'_>) {}
+    fn backward(&self, host: &mut Host<'_>) {
+        let Some(learner) = host.learner.filter(|l| l.learns_embeddings()) else { return };
+        learner.embedding_back(host.batch.tokens, host.grads().read(self.to).mat());
+    }
 }

@@ -6,7 +6,7 @@ use super::super::names::Names;
 use super::super::open::Adapter;
 use super::super::pattern::Pattern;
 use super::super::tokens::MOST;
-use super::products;
+use super::{products, prompts};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -29,6 +29,10 @@ static KNOWN: &[&str] = &[
     "decompose_both",
     "decompose_factor",
     "deltaT",
+    "encoder_dropout",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_reparameterization_type",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
@@ -50,9 +54,16 @@ static KNOWN: &[&str] = &[
     "module_dropout",
     "modules_to_save",
     "orth_reg_weight",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
     "peft_type",
     "peft_version",
+    "prefix_projection",
     "projection_prng_key",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
     "qalora_group_size",
     "r",
     "rank_dropout",
@@ -66,6 +77,9 @@ static KNOWN: &[&str] = &[
     "task_type",
     "tfinal",
     "tinit",
+    "token_dim",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
     "token_indices",
     "total_step",
     "use_dora",
@@ -92,6 +106,8 @@ pub(super) struct Config {
     targets: Targets,
     /// The method, by our name.
     pub method: &'static str,
+    /// How many virtual tokens it says there are.
+    virtual_tokens: Option<u64>,
     /// The tokens that have embeddings of their own.
     pub tokens: Vec<f32>,
     /// The base's name.
@@ -126,6 +142,7 @@ pub(super) fn method(config: &Value) -> String {
     let said = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
+        other if let Some(m) = METHODS.iter().find(|m| m.peft == other) => m.name.into(),
         other => other.chars().take(40).collect::<String>().to_lowercase(),
     }
 }
@@ -158,7 +175,12 @@ impl Config {
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(t) => match t.as_str().and_then(known) {
-                Some(found) => method = found.name,
+                Some(found) => {
+                    method = found.name;
+                    if found.leads() {
+                        prompts::check(method, &get, wrong);
+                    }
+                }
                 None => {
                     let mut all: Vec<_> = METHODS.iter().map(|m| m.peft).collect();
                     all.dedup();
@@ -240,7 +262,23 @@ impl Config {
                 }
                 _ => Targets::Any,
             },
+            virtual_tokens: get("num_virtual_tokens").and_then(Value::as_u64),
             base_name: get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+        }
+    }
+
+    /// Holds the virtual tokens of parts against what it says.
+    ///
+    /// # Errors
+    /// `Mismatch` if there are more or fewer: PEFT could not read them.
+    pub(super) fn virtual_tokens(&self, parts: &[Option<Part>]) -> Result<()> {
+        let here = parts.iter().flatten().map(|p| p.virtual_tokens()).find(|n| *n > 0);
+        match (self.virtual_tokens, here) {
+            (Some(said), Some(here)) if said != here as u64 => {
+                let error = Error::expected(Kind::Mismatch, "virtual tokens of the tensors", said, here);
+                Err(error.at(Place::Key("num_virtual_tokens".into())))
+            }
+            _ => Ok(()),
         }
     }
 

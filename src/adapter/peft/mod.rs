@@ -13,6 +13,7 @@
 //! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
 //! base_model.model.PATH.ln_tuning_layers.weight [length]
 //! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
+//! prompt_embeddings [k][n]     of prefix tuning, prompt tuning and P-tuning: the only tensor there
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
 //! ```
 //! F32, F16 and BF16 are read, F32 is written. Tensors `PATH.base_layer.*`, which PEFT saves beside an adapted head, are
@@ -21,6 +22,7 @@
 
 mod config;
 mod products;
+mod prompts;
 mod tensors;
 
 use super::contents::{self, Contents, Form};
@@ -28,7 +30,7 @@ use super::effect::Key;
 use super::gather::{Gather, Half, Terms, all_keys, key_of};
 use super::manifest::Manifest;
 use super::methods::Method;
-use super::names::Names;
+use super::names::{Names, ROOT};
 use super::open::{Adapter, Found, judge};
 use super::tokens;
 use crate::error::{Error, Findings, Kind, Place, Result};
@@ -45,7 +47,6 @@ const TENSORS: &str = "adapter_model.safetensors";
 const RANKED: [&str; 6] = [".lora_A.weight", ".vera_A", ".lora_A", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
 /// What VeRA's products share.
 const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
-const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
 ///
@@ -59,6 +60,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let warnings = judge(&manifest, model, &mut wrong);
     let names = Names::of(model.program());
     let mut gather = Gather::new(model.program(), &names, wrong);
+    gather.method = Method::named(config.method).ok();
     for name in tensors.names() {
         let half = || -> Result<_> {
             let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
@@ -104,6 +106,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         let (expected, found) = (method.name, lora.method().name);
         return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
     }
+    config.virtual_tokens(lora.parts())?;
     let base_name = manifest.base_name.clone().or(config.base_name);
     Ok(Found { name: name(directory), lora, manifest: Manifest { base_name, ..manifest }, warnings })
 }
@@ -170,6 +173,13 @@ fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usiz
             () => unsupported(&text),
         };
     };
+    if module.is_empty() {
+        // what stands in front of a sequence is outside the module tree
+        return match names.from_module(module) {
+            Some(place) if path.len() == tensor.len() => Ok(Some((place, key))),
+            _ => Err(Error::new(Kind::Format, format!("expected the name {} alone", key.peft))),
+        };
+    }
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
@@ -198,11 +208,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let mut matrices = Vec::new();
     for (i, part) in adapter.parts().iter().enumerate() {
         let Some(part) = *part else { continue };
-        let Some(module) = names.module(i) else {
+        if names.module(i).is_none() {
             let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
             wrong.push(error.at(Place::Tensor(names.gguf(i).into())));
             continue;
-        };
+        }
         let (names, mut first) = (&names, 0);
         for tensor in part.rules().tensors(&part) {
             let here = first..first + tensor.len();
@@ -210,7 +220,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
             if std::ptr::eq(tensor.key, &tokens::KEYS[0]) {
                 continue; // in the configuration
             }
-            let (name, shape) = (format!("{ROOT}{module}{}", tensor.key.peft), tensor.shape());
+            let (name, shape) = (names.peft(i, tensor.key).unwrap_or_default(), tensor.shape());
             let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
             matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
@@ -232,7 +242,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let config = products::make(&names, adapter).unwrap_or_else(|| Ok(config::make(&names, adapter)))?;
+    let config = match (prompts::make(model.program(), adapter), products::make(&names, adapter)) {
+        (Some(config), _) => config,
+        (None, Some(config)) => config?,
+        (None, None) => config::make(&names, adapter),
+    };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));
 

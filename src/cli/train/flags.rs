@@ -3,7 +3,7 @@
 use crate::cli::options::{Kv, Machine, size};
 use onlay::adapter::{Budget, Init, Method, Places};
 use onlay::train::objective::{self, Objective};
-use onlay::train::{Format, Shape};
+use onlay::train::{Balance, Format, Optimizer, Shape};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -45,6 +45,10 @@ pub struct Args {
     /// Write the layer of the best evaluation instead of the last (with --eval-every)
     #[arg(long, help_heading = "Data")]
     pub keep_best: bool,
+    /// none, sqrt or inverse: rows whose answer is rare, where there are few answers, count more, by the root of how rare it
+    /// is or by all of it; the mean weight is 1
+    #[arg(long, value_name = "HOW", default_value = "none", value_parser = balance, help_heading = "Data")]
+    pub balance: Balance,
     /// The longest row, in tokens [default: the model's context, up to 1024]
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub ctx: Option<usize>,
@@ -67,7 +71,7 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; prefix: keys and values in front; prompt, ptuning: rows in front
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
     /// Rank, of methods that have one [default: 16]
@@ -106,12 +110,18 @@ pub struct Args {
     /// Share of its inputs that is dropped while learning
     #[arg(long, value_name = "D", default_value_t = 0.0, help_heading = "Layer")]
     pub dropout: f64,
-    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down]
+    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down; of prefix, prompt and ptuning front]
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub targets: Option<String>,
     /// The tokens whose embeddings learn (--method tokens), between commas: numbers, or tokens as the vocabulary spells them
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub tokens: Option<String>,
+    /// Virtual tokens in front of every sequence: prefix, prompt, ptuning [default: 20]
+    #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub virtual_tokens: Option<usize>,
+    /// Learn prefix or ptuning through a network with N hidden numbers [default: none; of ptuning the model's width]
+    #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub encoder: Option<usize>,
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
@@ -138,8 +148,8 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, a
-    /// twentieth for judged rows]
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera,
+    /// 100 times for prefix and prompt, 3 times with an encoder, a twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
     /// LoRA+: B learns so many times as fast as A
@@ -148,6 +158,9 @@ pub struct Args {
     /// constant, linear or cosine
     #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
     pub schedule: Shape,
+    /// adamw, or adamw8bit: moments in 8 bits, block by block (arXiv 2110.02861) [default: adamw]
+    #[arg(long, value_name = "NAME", value_parser = optimizer, help_heading = "Recipe")]
+    pub optimizer: Option<Optimizer>,
     /// Steps until the peak
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Recipe")]
     pub warmup_steps: u64,
@@ -272,6 +285,14 @@ fn places(list: &str) -> Result<Places, String> {
 
 fn init(name: &str) -> Result<Init, String> {
     Init::named(name).map_err(|e| e.to_string())
+}
+
+fn balance(name: &str) -> Result<Balance, String> {
+    Balance::named(name).map_err(|e| e.to_string())
+}
+
+fn optimizer(name: &str) -> Result<Optimizer, String> {
+    Optimizer::named(name).map_err(|e| e.to_string())
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
