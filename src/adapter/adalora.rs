@@ -177,6 +177,9 @@ impl Rules for Triplets {
     fn len(&self, p: &Part) -> usize {
         if has_state(p) { 3 * learning(p) + p.rank } else { learning(p) }
     }
+    fn remembers(&self, p: &Part) -> usize {
+        self.len(p) - learning(p)
+    }
     fn tensors(&self, p: &Part) -> Vec<Tensor> {
         let [a, b] = pair_tensors(p);
         let e = Tensor {

@@ -227,6 +227,11 @@ pub(super) trait Rules: Sync {
         [(0..part.len(), false), (0..0, false), (0..0, false)]
     }
 
+    /// Numbers behind all others that only remember something while it learns: they have neither gradients nor moments.
+    fn remembers(&self, part: &Part) -> usize {
+        0
+    }
+
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.
     fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng);
 

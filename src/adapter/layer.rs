@@ -200,7 +200,7 @@ impl Layer {
         self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
         let sizes = self.memory_sizes(rows, rate > 0);
         self.memory = Slots::new(sizes.len(), |i| vec![0.0; sizes[i]]);
-        let numbers = |p: Part| p.len() + p.rules().gathers(&p);
+        let numbers = |p: Part| p.learning_len() + p.rules().gathers(&p);
         self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, numbers)]));
         Ok(())
     }
@@ -223,7 +223,8 @@ impl Layer {
         let derived = derived + self.shared().map_or(0, Shared::bytes);
         let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
         let gathered: usize = self.parts.iter().flatten().map(|p| p.rules().gathers(p)).sum();
-        (params + derived, 3 * params + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
+        let learning = 4 * self.parts.iter().flatten().map(Part::learning_len).sum::<usize>() as u64;
+        (params + derived, 3 * learning + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
     }
 
     /// What is at each place.

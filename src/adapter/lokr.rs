@@ -134,7 +134,8 @@ impl<'a> Settled<'a> {
     /// The output, in the converted model's order, that is output `o`.
     fn counted(&self, o: usize) -> usize {
         let d = self.head;
-        if d == 0 { o } else { o / d * d + o % d % 2 * (d / 2) + o % d / 2 }
+        let Some(head) = o.checked_div(d) else { return o };
+        head * d + o % d % 2 * (d / 2) + o % d / 2
     }
 }
 
