@@ -223,7 +223,7 @@ impl Layer {
         let derived = derived + self.shared().map_or(0, Shared::bytes);
         let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
         let gathered: usize = self.parts.iter().flatten().map(|p| p.rules().gathers(p)).sum();
-        let learning = 4 * self.parts.iter().flatten().map(Part::learning_len).sum::<usize>() as u64;
+        let learning = 4 * self.learning_len() as u64;
         (params + derived, 3 * learning + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
     }
 
@@ -284,6 +284,11 @@ impl Layer {
     /// All numbers together.
     pub fn len(&self) -> usize {
         self.parts.iter().flatten().map(Part::len).sum()
+    }
+
+    /// Those that may learn: all but what is only remembered.
+    pub fn learning_len(&self) -> usize {
+        self.parts.iter().flatten().map(Part::learning_len).sum()
     }
 
     /// Whether it has no part.
