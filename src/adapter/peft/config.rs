@@ -212,9 +212,9 @@ impl Config {
             )),
         }
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-        let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
+        let alpha = |v: &Value| products::alpha(method, v);
         let scaled = Method::named(method).is_ok_and(Method::scaled);
-        let (rank_key, alpha_key) = products::keys(method);
+        let (rank_key, alpha_key, of_alpha) = products::keys(method);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
             _ if good || !scaled => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
@@ -223,7 +223,7 @@ impl Config {
         let r = get(rank_key).and_then(rank);
         need(rank_key, "an integer above 0", r.is_some());
         let a = get(alpha_key).and_then(alpha);
-        need(alpha_key, "a finite number other than 0", a.is_some());
+        need(alpha_key, of_alpha, a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
         let tokens = match get("token_indices") {

@@ -8,13 +8,19 @@ use super::config::{modules, most_common, number};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 
-/// What a method's configuration calls the rank and α.
-pub(super) fn keys(method: &str) -> (&'static str, &'static str) {
+/// What a method's configuration calls the rank and α, and what α must be.
+pub(super) fn keys(method: &str) -> (&'static str, &'static str, &'static str) {
     match method {
-        "loha" | "lokr" => ("r", "alpha"),
-        "adalora" => ("init_r", "lora_alpha"),
-        _ => ("r", "lora_alpha"),
+        "loha" | "lokr" => ("r", "alpha", "a finite number other than 0"),
+        "adalora" => ("init_r", "lora_alpha", "a finite number above 0"),
+        _ => ("r", "lora_alpha", "a finite number other than 0"),
     }
+}
+
+/// α, if it is one. In the place of one that is not above 0 AdaLoRA takes the rank, which nobody means.
+pub(super) fn alpha(method: &str, value: &Value) -> Option<f64> {
+    let fine = |n: &f64| n.is_finite() && *n != 0.0 && (method != "adalora" || *n > 0.0);
+    value.as_f64().filter(fine)
 }
 
 /// The ranks that AdaLoRA's masks leave, by the module.

@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; prefix: keys and values in front; prompt, ptuning: rows in front
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; prefix: keys and values in front; prompt, ptuning: rows in front; loha: the product of two low-rank matrices, number by number; lokr: a Kronecker product; adalora: triplets, of which the less important are given up
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
     /// Rank, of methods that have one [default: 16]
