@@ -510,6 +510,49 @@ impl Rules for Kronecker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Delta;
+
+    /// Hidden numbers of dropped inputs are those of inputs that were dropped before, whatever units are asked for.
+    #[test]
+    fn products_of_factors_drop_what_every_layer_drops() {
+        let (inputs, outputs, n, level) = (45, 35, 5, Level::PORTABLE);
+        let site = Site(0);
+        let bare = Part { inputs, outputs, rank: 3, scale: 1.0, ..Part::default() };
+        let mut rng = Rng::new(4);
+        for effect in [Effect::Hadamard, Effect::Kronecker, Effect::Triplets] {
+            let part = effect.rules().shaped(Part { effect, ..bare });
+            let mut layer = Layer::new(vec![Some(part)]);
+            layer.params().get(0).iter_mut().for_each(|v| *v = rng.normal());
+            layer.derived.get(0).numbers.fill(0.0);
+            layer.learn(n, 0.3, 7).unwrap();
+            let width = layer.width(site);
+            let x: Vec<f32> = (0..n * inputs).map(|_| rng.normal()).collect();
+            let (x, mut spare) = (Mat::new(&x, inputs), Vec::new());
+            let mut hidden = |layer: &Layer, x: Mat<'_>, step: usize| {
+                let mut all = vec![0.0; n * width];
+                for from in (0..width).step_by(step) {
+                    let units = from..width.min(from + step);
+                    let mut h = vec![0.0; n * units.len()];
+                    layer.prepare(level, site, 0, x, units.clone(), &mut h, &mut spare);
+                    for (row, h) in h.chunks_exact(units.len()).enumerate() {
+                        all[row * width..][units.clone()].copy_from_slice(h);
+                    }
+                }
+                all
+            };
+            let names: Vec<u64> = (10..10 + n as u64).collect();
+            let mut dropped = vec![0.0; n * inputs];
+            for (row, to) in dropped.chunks_exact_mut(inputs).enumerate() {
+                layer.drop_into(site, names[row], 0, x.row(row), to);
+            }
+            assert!(dropped.contains(&0.0));
+            let want = hidden(&layer, Mat::new(&dropped, inputs), width);
+            layer.set_rows(names.iter().copied());
+            for step in [width, 8, 1] {
+                assert_eq!(hidden(&layer, x, step), want, "{effect:?}, {step} units");
+            }
+        }
+    }
 
     #[test]
     fn sizes_are_cut_as_peft_cuts_them() {
