@@ -8,7 +8,8 @@
 //! ```
 //! # Backward
 //! ```text
-//! u = A·drop(x)    h = E∘u    dh = s·dy·B    dB += s·dyᵀ·h    dE += Σ_rows u∘dh    dA += (E∘dh)ᵀ·drop(x)    dx += drop′((E∘dh)·A)
+//! u = A·drop(x)    h = E∘u    dh = s·dy·B    dB += s·dyᵀ·h    dE += Σ_rows u∘dh
+//! dA += (E∘dh)ᵀ·drop(x)       dx += drop′((E∘dh)·A)
 //! ```
 //! # Orthogonality
 //! A term of the loss, once per step, is w times the mean of ‖A·Aᵀ − I‖ and ‖Bᵀ·B − I‖ over all places:

@@ -16,9 +16,9 @@ pub struct Method {
     pub peft: &'static str,
     /// Where it is fastened unless told.
     pub targets: &'static str,
-    /// By how much to learn faster than LoRA, to begin with: vectors want more than matrices (VeRA's paper has 10 to 25 times
-    /// LoRA's rate, T-Few's (IA)³ 15 times). LoHa, LoKr and AdaLoRA were best at 4 to 8 times LoRA's best rate, and diverged at
-    /// 16 times it (bundled model and rows, rank 16, 40 steps).
+    /// By how much to learn faster than LoRA, to begin with: vectors want more than matrices (VeRA's paper has 10 to 25
+    /// times LoRA's rate, T-Few's (IA)³ 15 times). LoHa, LoKr and AdaLoRA were best at 4 to 8 times LoRA's best rate, and
+    /// diverged at 16 times it (bundled model and rows, rank 16, 40 steps).
     pub pace: f64,
     /// Whether it has a rank.
     pub ranked: bool,
