@@ -89,7 +89,7 @@ fn steps_allocate_nothing() {
         let options = EngineOptions {
             threads: Some(2),
             context: 200,
-            room: Room { hidden: 48, entered: 256, lead: 8 },
+            room: Room { hidden: 2048, entered: 256, lead: 8 },
             ..Default::default()
         };
         let mut engine = Engine::new(model.clone(), &options).unwrap();

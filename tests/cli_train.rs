@@ -132,6 +132,7 @@ fn every_method_is_trained_written_and_worn() {
         ("bias", &["--method", "bias", "--learning-rate", "0.05"]),
         ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
         ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
+        ("adalora", &["--method", "adalora", "--target-rank", "1", "--tinit", "1", "--delta-t", "1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -197,6 +198,15 @@ fn every_method_is_trained_written_and_worn() {
         &["series has no alpha"],
     );
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--target-rank", "1"]), 1, &["lora gives up no ranks"]);
+    let late = ["--method", "adalora", "--tinit", "5", "--tfinal", "1", "--delta-t", "0"];
+    refused(
+        &train(&model, &data, &out, &late),
+        1,
+        &["tinit: expected below 5", "delta-t: expected at least 1"],
+    );
+    let patterns = ["--method", "adalora", "--rank-pattern", "q=3"];
+    refused(&train(&model, &data, &out, &patterns), 1, &["adalora has no ranks and alphas of places"]);
     refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
     refused(
         &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),

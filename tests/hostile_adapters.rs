@@ -321,8 +321,10 @@ fn peft(
     ];
     let more = tensors.iter().map(|(n, d, s)| ((*n).to_owned(), *d, s.clone()));
     // factors stand instead of the pair
-    let instead =
-        |p: &str| tensors.iter().any(|t| t.0 == p || t.0.contains("hada_") || t.0.contains("lokr_"));
+    let instead = |p: &str| {
+        tensors.iter().any(|t| t.0 == p || t.0.contains("hada_") || t.0.contains("lokr_"))
+            || config.iter().any(|(_, v)| *v == "ADALORA")
+    };
     for (name, dtype, shape) in pair.into_iter().filter(|p| !instead(&p.0)).chain(more) {
         let size = if dtype == "F32" || dtype == "I32" { 4 } else { 2 };
         let end = at + size * shape.iter().product::<usize>();
@@ -456,6 +458,26 @@ fn peft_directories_that_lie_or_want_more() {
     products(&lokr, &both, Kind::Format, "do not go together");
     let pair = [("lokr_w1", [8, 8]), ("lokr_w2_a", [8, 2]), ("lokr_w2_b", [3, 8])];
     products(&lokr, &pair, Kind::Mismatch, "rank, as in the other half: expected 3, found 2");
+    let triplets = [("peft_type", json!("ADALORA")), ("init_r", json!(3)), ("lora_alpha", json!(4))];
+    let of = |r: usize| [("lora_A", [r, 64]), ("lora_E", [r, 1]), ("lora_B", [64, r])];
+    let masks = |all: Value| [&triplets[..], &[("rank_pattern", all)]].concat();
+    let q = "model.layers.0.self_attn.q_proj.lora_E";
+    products(&triplets, &of(2), Kind::Mismatch, "rank, as the configuration says: expected 3, found 2");
+    products(
+        &triplets,
+        &[of(3)[0], ("lora_E", [2, 1]), of(3)[2]],
+        Kind::Mismatch,
+        "rank, as of A: expected 3",
+    );
+    products(&triplets, &of(3)[..2], Kind::Format, "adalora_b, is missing");
+    let negative = [&triplets[..2], &[("lora_alpha", json!(-4))]].concat();
+    products(&negative, &of(3), Kind::Format, "lora_alpha: value: expected a finite number above 0");
+    products(&triplets, &of(0), Kind::Format, "at least one pair");
+    products(&triplets, &[of(0)[0], of(3)[1], of(3)[2]], Kind::Format, "adalora_a is missing");
+    let text = "rank, as the configuration says: expected 1, found 2";
+    products(&masks(json!({q: [true, false, false]})), &of(2), Kind::Mismatch, text);
+    products(&masks(json!({q: [1, 0, 0]})), &of(3), Kind::Format, "a list of true and false");
+    products(&masks(json!([true])), &of(3), Kind::Format, "an object of names and masks");
 
     // files that are no such files
     let directory = peft(&scratch, "files", &[], &[]);

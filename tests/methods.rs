@@ -5,7 +5,7 @@
 mod runs;
 mod support;
 use onlay::adapter::{
-    Adapter, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
+    Adapter, Budget, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
     combine, merge,
 };
 use onlay::error::Kind;
@@ -111,7 +111,11 @@ fn compare(model: &str, method: &str, keep: Keep) {
     assert!(forward < 1e-4, "logits off by {forward:.1e}");
 
     // what is trained
-    let trainer = trainer(&model, adapter.to_lora(), 2, keep);
+    let mut layer = adapter.to_lora();
+    if name == "adalora" {
+        layer = layer.allocating(BUDGET).unwrap(); // its gradients are those of the loss and of orthogonality
+    }
+    let trainer = trainer(&model, layer, 2, keep);
     let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &answers, "");
     let own = |n: &&String| n.starts_with("base_model.") || *n == "prompt_embeddings";
     let all = answers.names().iter().filter(own).count();
@@ -153,6 +157,17 @@ fn backward(
     (off, seen, worst)
 }
 
+/// That of the vectors.
+const BUDGET: Budget = Budget {
+    target: Some(3),
+    tinit: Some(3),
+    tfinal: Some(5),
+    every: Some(2),
+    beta1: 0.85,
+    beta2: 0.85,
+    orthogonality: 0.1,
+};
+
 macro_rules! cases { ($($test:ident $model:literal $method:literal;)*) => { $(
     #[test]
     fn $test() {
@@ -193,6 +208,7 @@ cases! {
     lokr "llama" "lokr";
     lokr_with_one_pair "llama" "lokr-low";
     lokr_with_two_pairs "llama" "lokr-both";
+    adalora "llama" "adalora";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -505,6 +521,7 @@ fn files_there_and_back_in_both_forms() {
         ("loha", "q,down"),
         ("lokr", "all,head"),
         ("lokr", "q,blk.1.down"),
+        ("adalora", "all,head"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -526,6 +543,81 @@ fn files_there_and_back_in_both_forms() {
         assert_eq!(config["peft_type"], Method::named(method).unwrap().peft);
         assert_eq!(config.get("use_dora").and_then(Value::as_bool), (method == "dora").then_some(true));
     }
+}
+
+/// Loss, norm and, step by step, the triplets that are left, as PEFT's allocator leaves them; then the pruned file.
+#[test]
+fn ranks_shrink_as_pefts_do() {
+    let scratch = Scratch::new("adalora");
+    let (folder, curve) = (vectors().join("llama"), vectors().join("llama/curve-adalora"));
+    let model = open(folder.join("F32.gguf"));
+    let names = Names::of(model.program());
+    let stored: Value = serde_json::from_slice(&std::fs::read(curve.join("F32.json")).unwrap()).unwrap();
+    let number = |v: &Value| v.as_f64().unwrap();
+    let settings = &stored["settings"];
+    let recipe = Recipe {
+        rate: number(&settings["learning_rate"]),
+        max_norm: number(&settings["max_grad_norm"]),
+        ..RECIPE
+    };
+    let layer = take(curve.join("initial-F32"), &model).to_lora().allocating(BUDGET).unwrap();
+    let mut trainer = trainer(&model, layer, 2, Keep::Streams);
+    let rows = rows(&folder.join("curve/data.jsonl"));
+    let (mut worst, mut worst_norm, mut choices) = (0f64, 0f64, 0);
+    for (i, step) in stored["steps"].as_array().unwrap().iter().enumerate() {
+        let window: Vec<_> = (0..4).map(|j| rows[(i * 4 + j) % rows.len()].clone()).collect();
+        let report = trainer.step(&window, &recipe, 20).unwrap();
+        let loss = (report.loss / number(&step["loss"]) - 1.0).abs();
+        let norm = (report.grad_norm / number(&step["grad_norm"]) - 1.0).abs();
+        assert!(loss < 0.01 && norm < 0.01, "step {}: {report:?} against {step}", i + 1);
+        (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
+        let layer = trainer.layer();
+        let mut left = 0;
+        for place in 0..layer.parts().len() {
+            let Some(kept) = layer.kept(place) else { continue };
+            let said: String = kept.iter().map(|k| if *k { '1' } else { '0' }).collect();
+            left += kept.iter().filter(|k| **k).count();
+            if let Some(pattern) = step["pattern"].as_object() {
+                let key = format!("{}.lora_E", names.module(place).unwrap());
+                assert_eq!(pattern[&key], said, "step {}: {key}", i + 1);
+                choices += 1;
+            }
+        }
+        assert_eq!(left as f64, number(&step["kept"]), "step {}", i + 1);
+    }
+    assert_eq!(choices, 17 * 8);
+    let (loss, _) = trainer.evaluate(&rows).unwrap();
+    let after = (loss / number(&stored["loss_after_all_rows"]) - 1.0).abs();
+    assert!(after < 0.01, "loss after all rows: {loss}");
+    println!("adalora: loss {worst:.1e}, norm {worst_norm:.1e}, after {after:.1e}");
+
+    // published, it is what PEFT has pruned, and computes what it computed
+    let layer = trainer.layer().copy();
+    let ours = Arc::new(Adapter::new("x", layer, Manifest::of(&model), model.program()).unwrap());
+    let theirs = take(curve.join("final-F32"), &model);
+    let (mut off, mut all) = (0.0, 0.0);
+    for (i, (a, b)) in ours.parts().iter().zip(theirs.parts()).enumerate() {
+        assert_eq!(a, b, "place {i}");
+        for (a, b) in ours.numbers(i).iter().zip(theirs.numbers(i).iter()) {
+            off += f64::from(a - b).powi(2);
+            all += f64::from(*b).powi(2);
+        }
+    }
+    assert!((off / all).sqrt() < 1e-3, "the final adapter is off by {:.1e}", (off / all).sqrt());
+    let mut again = self::trainer(&model, ours.to_lora(), 1, Keep::Streams);
+    let (pruned, _) = again.evaluate(&rows).unwrap();
+    assert!((pruned - loss).abs() < 1e-6, "{pruned} {loss}");
+    for path in [scratch.0.join("x.gguf"), scratch.0.join("x")] {
+        match path.extension() {
+            Some(_) => drop(ours.write_gguf(&path, &model, false).unwrap()),
+            None => ours.write_peft(&path, &model, false).unwrap(),
+        }
+        assert_eq!(take(&path, &model).id(), ours.id());
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(scratch.0.join("x/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["init_r"], &config["lora_alpha"]), (&Value::from(6), &Value::from(8)));
+    assert_eq!(config["rank_pattern"].as_object().unwrap().len(), 6); // of eight
 }
 
 /// PEFT would cut the factors of what is written as it cut those of its own file.
@@ -559,8 +651,10 @@ fn products_of_factors_are_configured_as_peft_had_them() {
 }
 
 /// Methods whose layers begin as the base.
-const METHODS_HERE: &[&str] =
-    &["dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning", "loha", "lokr"];
+const METHODS_HERE: &[&str] = &[
+    "dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning", "loha", "lokr",
+    "adalora",
+];
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
@@ -643,7 +737,7 @@ fn stacks_and_merges() {
     let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
     let of = |method, targets, seed| random(&model, method, targets, seed);
     let (dora, ia3, lora) = (of("dora", "all", 1), of("ia3", "k,v", 2), of("lora", "all", 3));
-    let (loha, lokr) = (of("loha", "all", 7), of("lokr", "all", 8));
+    let (loha, lokr, adalora) = (of("loha", "all", 7), of("lokr", "all", 8), of("adalora", "all", 9));
     let (down, inputs, vera) = (of("ia3", "down", 4), of("ia3", "down", 5), of("vera", "q,v,up", 6));
     for stack in [
         &[(&dora, 1.0)][..],
@@ -653,6 +747,8 @@ fn stacks_and_merges() {
         &[(&vera, 1.0)],
         &[(&loha, 1.0)],
         &[(&lokr, 1.0)],
+        &[(&adalora, 1.0)],
+        &[(&adalora, 0.5), (&vera, 1.0)],
         &[(&lokr, -0.5), (&dora, 0.5), (&loha, 0.7), (&lora, 1.0)],
         &[(&down, 0.3), (&inputs, 1.0), (&lora, -0.5)],
     ] {
@@ -765,9 +861,11 @@ fn runs_go_on_with_their_own_method_only() {
     let model = open(vectors().join(runs::MODEL));
     let level = Level::chosen().unwrap();
     let layer = |method: &str| {
-        New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
+        let budget = Budget { target: Some(1), every: Some(1), ..Budget::default() };
+        let budget = (method == "adalora").then_some(budget);
+        New { rank: 2, budget, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr"] {
+    for method in ["dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr", "adalora"] {
         let run = |disk: &runs::Disk, threads: usize| {
             let (data, mut options) = (runs::data(&model), runs::small(threads));
             if Method::named(method).unwrap().leads() {

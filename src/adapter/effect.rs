@@ -3,7 +3,7 @@
 
 use super::bottleneck::{At, Bottleneck};
 use super::layer::{Layer, Part};
-use super::{bias, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
+use super::{adalora, bias, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -51,6 +51,8 @@ pub enum Effect {
     Behind,
     /// `y + v`
     Bias,
+    /// `y + s·B·(E∘(A·x))`
+    Triplets,
 }
 
 /// All of them, each with its rules.
@@ -72,6 +74,7 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Before, &Bottleneck(At::Before)),
     (Effect::Behind, &Bottleneck(At::Behind)),
     (Effect::Bias, &bias::Added),
+    (Effect::Triplets, &adalora::Triplets),
 ];
 
 impl Effect {
@@ -245,6 +248,11 @@ pub(super) trait Rules: Sync {
     /// `create_loraplus_optimizer` counts with it).
     fn learned(&self, part: &Part) -> [(Range<usize>, bool); 3] {
         [(0..part.len(), false), (0..0, false), (0..0, false)]
+    }
+
+    /// Numbers behind all others that only remember something while it learns: they have neither gradients nor moments.
+    fn remembers(&self, part: &Part) -> usize {
+        0
     }
 
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.

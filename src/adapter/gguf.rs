@@ -11,6 +11,7 @@
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
 //! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
+//! NAME.adalora_a [inputs, r]                NAME.adalora_e [1, r], NAME.adalora_b [r, outputs]
 //! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
 //!                                           converted model's order
 //! NAME.hada_w1_a, w2_a [r, outputs]         NAME.hada_w1_b, w2_b [inputs, r]

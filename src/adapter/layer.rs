@@ -8,6 +8,7 @@
 //! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
 //! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
+use super::adalora::Budget;
 pub use super::effect::Effect;
 use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
@@ -73,6 +74,8 @@ pub struct Layer {
     pub(super) derived: Slots<Derived>,
     /// The pair of [`Effect::Vera`].
     shared: Option<Arc<Shared>>,
+    /// How [`Effect::Triplets`] gives up ranks while it learns.
+    pub(super) budget: Option<Budget>,
     /// Memory of the backward pass, as [`Rules::memory`] asks for it.
     pub(super) memory: Slots<Vec<f32>>,
 }
@@ -102,6 +105,7 @@ impl Layer {
             dropout: Dropout::default(),
             derived,
             shared: None,
+            budget: None,
             memory: Slots::default(),
         }
     }
@@ -135,6 +139,7 @@ impl Layer {
             dropout: Dropout::default(),
             derived,
             shared: self.shared.clone(),
+            budget: self.budget,
             memory: Slots::default(),
         }
     }
@@ -146,11 +151,17 @@ impl Layer {
             let Some((part, numbers)) = layer.parts[i].and_then(|p| p.rules().published(&layer, i)) else {
                 continue;
             };
-            layer.parts[i] = Some(part);
-            *layer.params.get(i) = numbers;
-            *layer.derived.get(i) = Derived::new(Some(&part));
+            layer.put(i, part, numbers);
         }
+        layer.budget = None;
         layer
+    }
+
+    /// Puts another part in the place of one; none where it has no numbers.
+    pub(super) fn put(&mut self, i: usize, part: Part, numbers: Vec<f32>) {
+        self.parts[i] = (!numbers.is_empty()).then_some(part);
+        *self.params.get(i) = numbers;
+        *self.derived.get(i) = Derived::new(self.parts[i].as_ref());
     }
 
     /// What its parts must know of the program.
@@ -189,7 +200,7 @@ impl Layer {
         self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
         let sizes = self.memory_sizes(rows, rate > 0);
         self.memory = Slots::new(sizes.len(), |i| vec![0.0; sizes[i]]);
-        let numbers = |p: Part| p.len() + p.rules().gathers(&p);
+        let numbers = |p: Part| p.learning_len() + p.rules().gathers(&p);
         self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, numbers)]));
         Ok(())
     }
@@ -212,7 +223,8 @@ impl Layer {
         let derived = derived + self.shared().map_or(0, Shared::bytes);
         let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
         let gathered: usize = self.parts.iter().flatten().map(|p| p.rules().gathers(p)).sum();
-        (params + derived, 3 * params + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
+        let learning = 4 * self.learning_len() as u64;
+        (params + derived, 3 * learning + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
     }
 
     /// What is at each place.
@@ -272,6 +284,11 @@ impl Layer {
     /// All numbers together.
     pub fn len(&self) -> usize {
         self.parts.iter().flatten().map(Part::len).sum()
+    }
+
+    /// Those that may learn: all but what is only remembered.
+    pub fn learning_len(&self) -> usize {
+        self.parts.iter().flatten().map(Part::learning_len).sum()
     }
 
     /// Whether it has no part.

@@ -134,7 +134,46 @@ impl<'a> Settled<'a> {
     /// The output, in the converted model's order, that is output `o`.
     fn counted(&self, o: usize) -> usize {
         let d = self.head;
-        if d == 0 { o } else { o / d * d + o % d % 2 * (d / 2) + o % d / 2 }
+        let Some(head) = o.checked_div(d) else { return o };
+        head * d + o % d % 2 * (d / 2) + o % d / 2
+    }
+}
+
+impl Settled<'_> {
+    /// `f(i, p, len, o, step)` for outputs `first..first + n` in pieces of one i: outputs i·K + p, …, len of them, are the
+    /// o-th of these and so on, `step` apart.
+    fn runs(
+        &self,
+        f: &Factoring,
+        first: usize,
+        n: usize,
+        mut to: impl FnMut(usize, usize, usize, usize, usize),
+    ) {
+        let mut one = |first_output: usize, mut len: usize, step: usize| {
+            let (mut at, mut o) = (self.counted(first_output), first_output - first);
+            while len > 0 {
+                let (i, p) = (at / f.rows, at % f.rows);
+                let some = len.min(f.rows - p);
+                to(i, p, some, o, step);
+                (at, o, len) = (at + some, o + some * step, len - some);
+            }
+        };
+        if self.head == 0 {
+            return one(first, n, 1);
+        }
+        // of a head, the even ones are its first half and the odd ones its second
+        let mut from = first;
+        while from < first + n {
+            let end = (from / self.head + 1) * self.head;
+            let end = end.min(first + n);
+            for parity in 0..2 {
+                let start = from + (from + parity) % 2;
+                if start < end {
+                    one(start, (end - start).div_ceil(2), 2);
+                }
+            }
+            from = end;
+        }
     }
 }
 
@@ -296,7 +335,7 @@ impl Rules for Kronecker {
         f.m * f.rows
     }
 
-    /// Unit p·m + j is u[p,j].
+    /// Unit j·K + p is u[p,j].
     fn prepare(
         &self,
         layer: &Layer,
@@ -315,25 +354,31 @@ impl Rules for Kronecker {
         let w2 = Settled::of(&f, &params, &derived.numbers).w2;
         let names = layer.names();
         let names = first_row.zip(names.as_deref()).and_then(|(first, n)| n.get(first..first + x.rows()));
-        let inputs = x.cols();
-        spare.resize(inputs.max(spare.len()), 0.0);
-        for (row, h) in h.chunks_mut(stride).enumerate().take(x.rows()) {
-            let x = match names {
-                None => x.row(row),
-                Some(names) => {
-                    layer.drop_into(site, names[row], 0, x.row(row), &mut spare[..inputs]);
-                    &spare[..inputs]
+        let n = x.rows();
+        let mut unit = units.start;
+        while unit < units.end {
+            let (j, p) = (unit / f.rows, unit % f.rows);
+            let run = (f.rows - p).min(units.end - unit);
+            // side by side, and dropped from a multiple of 4 on
+            let (to, all) = ((j + 1) * f.cols, names.is_none());
+            let from = if all { j * f.cols } else { j * f.cols / 4 * 4 };
+            let (wide, ahead) = (to - from, j * f.cols - from);
+            spare.resize((n * (wide + run) + ahead).max(spare.len()), 0.0);
+            let (own, tile) = spare[..n * (wide + run) + ahead].split_at_mut(n * wide + ahead);
+            for (row, own) in own.chunks_exact_mut(wide).enumerate().take(n) {
+                let x = &x.row(row)[from..to];
+                match names {
+                    None => own.copy_from_slice(x),
+                    Some(names) => layer.drop_into(site, names[row], from, x, own),
                 }
-            };
-            let mut unit = units.start;
-            while unit < units.end {
-                let (p, j) = (unit / f.m, unit % f.m);
-                let next = units.end.min((p + 1) * f.m);
-                let x = bytemuck::cast_slice(&x[j * f.cols..(j + next - unit) * f.cols]);
-                let (w, h) = (&w2[p * f.cols..][..f.cols], &mut h[unit - units.start..next - units.start]);
-                product(level, Dense::F32, x, 4 * f.cols, w, f.cols, h, next - unit);
-                unit = next;
             }
+            let x = bytemuck::cast_slice(&own[ahead..]);
+            let w2 = &w2[p * f.cols..(p + run) * f.cols];
+            product(level, Dense::F32, x, 4 * wide, w2, f.cols, tile, n);
+            for (at, tile) in (unit - units.start..).zip(tile.chunks_exact(n)) {
+                tile.iter().enumerate().for_each(|(row, u)| h[row * stride + at] = *u);
+            }
+            unit += run;
         }
     }
     fn finish(
@@ -347,21 +392,30 @@ impl Rules for Kronecker {
         first: usize,
         y: &mut Block<'_>,
         rows: Range<usize>,
-        _: &mut Vec<f32>,
+        spare: &mut Vec<f32>,
     ) {
         let i = site.into();
         let (part, params, derived) =
             (layer.part(site).expect("a part"), layer.params().read(i), layer.derived.read(i));
         let f = Factoring::of(part);
         let (settled, scale) = (Settled::of(&f, &params, &derived.numbers), part.scale * weight);
-        for row in rows.clone() {
-            let u = &h[(row - rows.start) * stride..];
-            for (o, y) in y.row(row).iter_mut().enumerate() {
-                let at = settled.counted(first + o);
-                let (w1, u) = (&settled.w1[at / f.rows * f.m..][..f.m], &u[at % f.rows * f.m..][..f.m]);
-                *y += scale * math::inner(level, w1, u);
+        let (per, width) = (gemm::rows(level), y.row(rows.start).len());
+        spare.resize((per * f.m + width).max(spare.len()), 0.0);
+        let (packed, tile) = spare[..per * f.m + width].split_at_mut(per * f.m);
+        settled.runs(&f, first, width, |i, p, len, o, step| {
+            gemm::pack(level, &settled.w1[i * f.m..(i + 1) * f.m], f.m, 1, 1, f.m, scale, packed);
+            for row in rows.clone() {
+                let (u, y) = (&h[(row - rows.start) * stride + p..], &mut y.row(row)[o..]);
+                if step == 1 {
+                    gemm::add(level, 1, len, packed, u, f.rows, &mut y[..len], len);
+                    continue;
+                }
+                let tile = &mut tile[..len];
+                tile.iter_mut().zip(y.iter().step_by(step)).for_each(|(t, y)| *t = *y);
+                gemm::add(level, 1, len, packed, u, f.rows, tile, len);
+                y.iter_mut().step_by(step).zip(tile).for_each(|(y, t)| *y = *t);
             }
-        }
+        });
     }
     fn memory(&self, p: &Part, rows: usize, dropping: bool) -> Memory {
         let f = Factoring::of(p);
@@ -456,6 +510,49 @@ impl Rules for Kronecker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Delta;
+
+    /// Hidden numbers of dropped inputs are those of inputs that were dropped before, whatever units are asked for.
+    #[test]
+    fn products_of_factors_drop_what_every_layer_drops() {
+        let (inputs, outputs, n, level) = (45, 35, 5, Level::PORTABLE);
+        let site = Site(0);
+        let bare = Part { inputs, outputs, rank: 3, scale: 1.0, ..Part::default() };
+        let mut rng = Rng::new(4);
+        for effect in [Effect::Hadamard, Effect::Kronecker, Effect::Triplets] {
+            let part = effect.rules().shaped(Part { effect, ..bare });
+            let mut layer = Layer::new(vec![Some(part)]);
+            layer.params().get(0).iter_mut().for_each(|v| *v = rng.normal());
+            layer.derived.get(0).numbers.fill(0.0);
+            layer.learn(n, 0.3, 7).unwrap();
+            let width = layer.width(site);
+            let x: Vec<f32> = (0..n * inputs).map(|_| rng.normal()).collect();
+            let (x, mut spare) = (Mat::new(&x, inputs), Vec::new());
+            let mut hidden = |layer: &Layer, x: Mat<'_>, step: usize| {
+                let mut all = vec![0.0; n * width];
+                for from in (0..width).step_by(step) {
+                    let units = from..width.min(from + step);
+                    let mut h = vec![0.0; n * units.len()];
+                    layer.prepare(level, site, 0, x, units.clone(), &mut h, &mut spare);
+                    for (row, h) in h.chunks_exact(units.len()).enumerate() {
+                        all[row * width..][units.clone()].copy_from_slice(h);
+                    }
+                }
+                all
+            };
+            let names: Vec<u64> = (10..10 + n as u64).collect();
+            let mut dropped = vec![0.0; n * inputs];
+            for (row, to) in dropped.chunks_exact_mut(inputs).enumerate() {
+                layer.drop_into(site, names[row], 0, x.row(row), to);
+            }
+            assert!(dropped.contains(&0.0));
+            let want = hidden(&layer, Mat::new(&dropped, inputs), width);
+            layer.set_rows(names.iter().copied());
+            for step in [width, 8, 1] {
+                assert_eq!(hidden(&layer, x, step), want, "{effect:?}, {step} units");
+            }
+        }
+    }
 
     #[test]
     fn sizes_are_cut_as_peft_cuts_them() {

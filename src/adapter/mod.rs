@@ -8,7 +8,8 @@
 //!   norms, tokens,
 //!   prefix, prompt,
 //!   loha, lokr,
-//!   bottleneck, bias  what a layer computes, forward and backward          one file per effect
+//!   adalora, bias,
+//!   bottleneck        what a layer computes, forward and backward          one file per effect
 //! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
@@ -18,6 +19,7 @@
 //! merge, combine      adapters folded into a base, or into one LoRA
 //! ```
 
+mod adalora;
 mod bias;
 mod bottleneck;
 mod combine;
@@ -52,6 +54,7 @@ mod vera;
 mod whole;
 mod worn;
 
+pub use adalora::Budget;
 pub use combine::{Combined, combine};
 pub use contents::{Contents, Form, Half};
 pub use layer::{Effect, Layer, Layer as Lora, Part};

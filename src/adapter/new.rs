@@ -15,6 +15,7 @@
 //! As LLM-Adapters has them: "bert" unless told otherwise, which changes a little from the first step on, or zero. See
 //! [`bottleneck`].
 
+use super::adalora::Budget;
 use super::bottleneck;
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
@@ -162,6 +163,8 @@ pub struct New {
     pub init: Init,
     /// The tokens whose embeddings learn.
     pub tokens: Vec<u32>,
+    /// How ranks are given up, by a method that does so; its defaults if absent.
+    pub budget: Option<Budget>,
     /// Virtual tokens, of methods in front of a sequence; unless told, 20.
     pub virtual_tokens: Option<usize>,
     /// Hidden numbers of the network through which prefix and ptuning learn; unless told, none for prefix, and as many as the
@@ -188,6 +191,7 @@ impl New {
             alphas: Places::default(),
             init: if method.activated() { Init::Bert } else { Init::Zero },
             tokens: Vec::new(),
+            budget: None,
             virtual_tokens: None,
             encoder: None,
             activation: None,
@@ -271,6 +275,10 @@ impl New {
             parts.iter_mut().zip(learns).filter(|(_, l)| !l).for_each(|(p, _)| *p = None);
         }
         self.check_tokens(program.vocabulary, &mut wrong);
+        if self.budget.is_some() && !self.method.allocates() {
+            let text = format!("{} gives up no ranks: there is no budget of them", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         if self.method.has(Effect::Rows) {
             parts.iter_mut().flatten().for_each(|p| p.rank = self.tokens.len());
         }
@@ -298,7 +306,8 @@ impl New {
             if self.init == Init::Zero {
                 bottleneck::start_at_zero(&layer, &mut Rng::new(self.seed));
             }
-            return Ok(layer);
+            let allocates = self.method.allocates();
+            return if allocates { layer.allocating(self.budget.unwrap_or_default()) } else { Ok(layer) };
         }
         let here: Vec<usize> = (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
         let mut team = Team::new(threads)?;

@@ -135,6 +135,7 @@ impl Adapter {
     /// Everything about the layer that does not fit the program; `Numeric` for numbers that are not finite.
     pub fn new(name: &str, lora: Layer, manifest: Manifest, program: &Program) -> Result<Adapter> {
         let mut wrong = Findings::default();
+        let lora = lora.published();
         Part::fit(lora.parts(), program, &mut wrong);
         for (i, part) in lora.parts().iter().enumerate().take(program.places()) {
             let at = || Place::Tensor(program.place_name(i).into());

@@ -45,6 +45,11 @@ impl Part {
         self.rules().len(self)
     }
 
+    /// Those that gradients and moments are laid out as: all but what is only remembered, which is behind them.
+    pub fn learning_len(&self) -> usize {
+        self.len() - self.rules().remembers(self)
+    }
+
     /// Whether it has no numbers.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -61,7 +61,7 @@ impl Optimizer {
     fn room(self, part: Option<&Part>) -> (usize, usize) {
         let Some(part) = part else { return (0, 0) };
         match self {
-            Optimizer::AdamW => (part.len(), 0),
+            Optimizer::AdamW => (part.learning_len(), 0),
             Optimizer::AdamW8bit => {
                 part.learned().into_iter().fold((0, 0), |(floats, codes), (at, _)| match at.len() {
                     n if n < SMALL => (floats + n, codes),

@@ -222,6 +222,8 @@ impl RunPlan {
         if !(1.0..=1e15).contains(&steps) {
             let what = if matches!(options.length, Length::Steps(_)) { "max-steps" } else { "epochs" };
             wrong.push(Error::expected(Kind::Argument, what, "at least one step, and an end", steps));
+        } else {
+            layer.check_budget(steps as u64, &mut wrong);
         }
         for (name, every) in [
             ("eval-every", options.eval_every),
@@ -367,8 +369,11 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("lora-plus-ratio", r.plus);
     terms.set("lr-schedule", r.shape.name());
     terms.set("warmup-steps", r.warmup);
-    if r.shape != Shape::Constant {
-        terms.set("steps", plan.steps); // the rate of every step depends on the last
+    if let Some(budget) = layer.budget() {
+        terms.set("budget", budget);
+    }
+    if r.shape != Shape::Constant || layer.budget().is_some() {
+        terms.set("steps", plan.steps); // the rate of every step depends on the last, and so do budgets
     }
     terms.set("weight-decay", r.decay);
     terms.set("max-grad-norm", r.max_norm);

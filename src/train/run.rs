@@ -405,7 +405,7 @@ impl Run {
             done: self.progress.steps,
             steps: self.plan.steps,
             steps_per_epoch: self.plan.steps_per_epoch,
-            parameters: self.layer().len(),
+            parameters: self.layer().learning_len(),
             memory: &self.plan.memory,
             train: self.data.train.facts(),
             eval: (!self.data.eval.examples.is_empty()).then(|| self.data.eval.facts()),

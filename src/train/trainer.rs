@@ -481,6 +481,8 @@ impl Trainer {
                 moments.step(level, i, part, with, &mut layer.params().get(i), &layer.grads().read(i));
             }
         });
+        let Trainer { backend, layer, .. } = &mut *self;
+        layer.allocate(t, of_steps, with[0].clip, &mut |n, f| backend.each(n, f));
         self.settle();
         self.steps = t;
         Ok(Some(report))

@@ -22,11 +22,14 @@ static KNOWN: &[&str] = &[
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
+    "beta1",
+    "beta2",
     "bias",
     "corda_config",
     "d_initial",
     "decompose_both",
     "decompose_factor",
+    "deltaT",
     "encoder_dropout",
     "encoder_hidden_size",
     "encoder_num_layers",
@@ -39,6 +42,7 @@ static KNOWN: &[&str] = &[
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
+    "init_r",
     "init_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -50,6 +54,7 @@ static KNOWN: &[&str] = &[
     "megatron_core",
     "module_dropout",
     "modules_to_save",
+    "orth_reg_weight",
     "num_attention_heads",
     "num_layers",
     "num_transformer_submodules",
@@ -69,11 +74,15 @@ static KNOWN: &[&str] = &[
     "runtime_config",
     "save_projection",
     "target_modules",
+    "target_r",
     "task_type",
+    "tfinal",
+    "tinit",
     "token_dim",
     "tokenizer_kwargs",
     "tokenizer_name_or_path",
     "token_indices",
+    "total_step",
     "use_dora",
     "use_effective_conv2d",
     "use_rslora",
@@ -93,6 +102,8 @@ pub(super) struct Config {
     stabilised: bool,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
+    /// Ranks that AdaLoRA has left, by module.
+    kept: Vec<(String, usize)>,
     targets: Targets,
     /// What is said of bottlenecks, if it is they.
     bottlenecks: Option<Bottlenecks>,
@@ -214,9 +225,9 @@ impl Config {
             )),
         }
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-        let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
+        let alpha = |v: &Value| products::alpha(method, v);
         let scaled = Method::named(method).is_ok_and(Method::scaled);
-        let (rank_key, alpha_key) = products::keys(method);
+        let (rank_key, alpha_key, of_alpha) = products::keys(method);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
             _ if good || !scaled => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
@@ -225,7 +236,7 @@ impl Config {
         let r = get(rank_key).and_then(rank);
         need(rank_key, "an integer above 0", r.is_some());
         let a = get(alpha_key).and_then(alpha);
-        need(alpha_key, "a finite number other than 0", a.is_some());
+        need(alpha_key, of_alpha, a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
         let tokens = match get("token_indices") {
@@ -247,7 +258,14 @@ impl Config {
             alpha: a.unwrap_or(1.0),
             // the others' configurations may have the word, and their layers do not look at it
             stabilised: stabilised.unwrap_or(false) && matches!(method, "lora" | "dora"),
-            ranks: patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            ranks: match method {
+                "adalora" => vec![],
+                _ => patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            },
+            kept: match method {
+                "adalora" => products::kept(get("rank_pattern"), wrong),
+                _ => vec![],
+            },
             alphas: patterns(get("alpha_pattern"), "alpha_pattern", alpha, wrong),
             targets: match get("target_modules") {
                 Some(Value::String(s)) if s != "all-linear" => {
@@ -309,12 +327,17 @@ impl Config {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
         let rank = of(&self.ranks, module, self.rank.unwrap_or(found));
+        let kept = self.kept.iter().find(|(name, _)| name == module).map(|(_, n)| *n);
+        let rank = kept.unwrap_or(rank);
         // factors that are whole matrices have none
         if rank != found && found > 0 {
             let error = Error::expected(Kind::Mismatch, "rank, as the configuration says", rank, found);
             return Err(error.at(Place::Tensor(module.into())));
         }
-        let scale = Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised);
+        let scale = match self.method {
+            "adalora" => products::triplet_scale(self.alpha, self.rank.unwrap_or(found)),
+            _ => Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised),
+        };
         if !scale.is_finite() || scale == 0.0 {
             let error = Error::expected(Kind::Numeric, "scale", "a finite number other than 0", scale);
             return Err(error.at(Place::Tensor(module.into())));
@@ -580,7 +603,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let (_, wrong) = config(
-            r#"{"peft_type": "LOHA", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
+            r#"{"peft_type": "OFT", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
                 "init_lora_weights": "pissa_niter_4", "layer_replication": [[0, 2]], "trainable_token_indices": [1],
                 "rank_pattern": {"(": 2, "q": -1}, "alpha_pattern": 3}"#,
         );

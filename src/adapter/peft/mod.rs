@@ -7,6 +7,7 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.lora_A, lora_E, lora_B  [r][inputs], [r][1], [outputs][r]     AdaLoRA; s = α/(init_r + 1e-5)
 //! base_model.model.PATH.hada_w1_a, w2_a         [outputs][r]     ….hada_w1_b, w2_b [r][inputs]
 //! base_model.model.PATH.lokr_w1, w2             or lokr_w1_a, lokr_w1_b …, in the converted model's order of outputs
 //! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
@@ -84,6 +85,8 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         }
         match place_of(&names, &config, &name) {
             Ok(None) => {}
+            // where AdaLoRA has left nothing
+            Ok(Some(_)) if config.method == "adalora" && tensors.is_empty(&name) => {}
             Ok(Some((place, key))) => gather.put(place, key, shown(&name), half()),
             Err(e) => gather.wrong.push(e.at(shown(&name))),
         }

@@ -8,13 +8,19 @@ use super::config::{modules, most_common, number};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 
-/// What a method's configuration calls the rank and α.
-pub(super) fn keys(method: &str) -> (&'static str, &'static str) {
+/// What a method's configuration calls the rank and α, and what α must be.
+pub(super) fn keys(method: &str) -> (&'static str, &'static str, &'static str) {
     match method {
-        "loha" | "lokr" => ("r", "alpha"),
-        "adalora" => ("init_r", "lora_alpha"),
-        _ => ("r", "lora_alpha"),
+        "loha" | "lokr" => ("r", "alpha", "a finite number other than 0"),
+        "adalora" => ("init_r", "lora_alpha", "a finite number above 0"),
+        _ => ("r", "lora_alpha", "a finite number other than 0"),
     }
+}
+
+/// α, if it is one. In the place of one that is not above 0 AdaLoRA takes the rank, which nobody means.
+pub(super) fn alpha(method: &str, value: &Value) -> Option<f64> {
+    let fine = |n: &f64| n.is_finite() && *n != 0.0 && (method != "adalora" || *n > 0.0);
+    value.as_f64().filter(fine)
 }
 
 /// The ranks that AdaLoRA's masks leave, by the module.
@@ -29,7 +35,8 @@ pub(super) fn kept(value: Option<&Value>, wrong: &mut Findings) -> Vec<(String, 
     let one = |(name, mask): (&String, &Value)| {
         let mask: Option<Vec<bool>> =
             mask.as_array().and_then(|all| all.iter().map(Value::as_bool).collect());
-        match (name.strip_suffix(".lora_E"), mask) {
+        let path = name.strip_prefix("base_model.model.").unwrap_or(name);
+        match (path.strip_suffix(".lora_E"), mask) {
             (Some(module), Some(mask)) => {
                 Some((module.to_owned(), mask.iter().filter(|kept| **kept).count()))
             }
@@ -44,7 +51,7 @@ pub(super) fn kept(value: Option<&Value>, wrong: &mut Findings) -> Vec<(String, 
 }
 
 /// The scale of AdaLoRA, whose divisor stays that of the first rank: α/(r + 1e-5).
-pub(in super::super) fn triplet_scale(alpha: f64, rank: usize) -> f32 {
+pub(super) fn triplet_scale(alpha: f64, rank: usize) -> f32 {
     (alpha / (rank as f64 + 1e-5)) as f32
 }
 
@@ -82,6 +89,7 @@ pub(super) fn make(names: &Names, adapter: &Adapter) -> Option<Result<Value>> {
             Ok(more) => more,
             Err(e) => return Some(Err(e)),
         },
+        "adalora" => triplets(&with),
         _ => return None,
     };
     config.as_object_mut().expect("it is an object").extend(more);
@@ -112,6 +120,32 @@ fn ranked(with: &[With], rank_of: impl Fn(&Part) -> usize, more: &[(&str, Value)
         ("init_weights", json!(true)),
     ];
     all.into_iter().chain(more.iter().cloned()).map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// One rank for all places, that of the largest, and masks of the others: which of them are true means nothing any more.
+fn triplets(with: &[With]) -> Map<String, Value> {
+    let rank = with.iter().map(|(_, p, _)| p.rank).max().unwrap_or(1);
+    let alpha = with.first().map_or(1.0, |(_, p, _)| alpha_for(p, rank as f64 + 1e-5));
+    let mask = |kept: usize| (0..rank).map(|j| j < kept).collect::<Vec<bool>>();
+    let masks: Map<_, _> =
+        with.iter().map(|(_, p, module)| (format!("{module}.lora_E"), mask(p.rank).into())).collect();
+    let fewer = with.iter().any(|(_, p, _)| p.rank != rank);
+    let all = [
+        ("init_r", json!(rank)),
+        ("target_r", json!(rank)),
+        ("lora_alpha", number(alpha)),
+        ("rank_pattern", if fewer { masks.into() } else { Value::Null }),
+        ("lora_dropout", json!(0.0)),
+        ("bias", json!("none")),
+        ("fan_in_fan_out", json!(false)),
+        ("init_lora_weights", json!(true)),
+        // PEFT wants a run that it could have
+        ("tinit", json!(0)),
+        ("tfinal", json!(0)),
+        ("deltaT", json!(1)),
+        ("total_step", json!(1)),
+    ];
+    all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// The settings by which PEFT cuts the factors as they are.

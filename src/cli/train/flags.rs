@@ -1,7 +1,7 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
-use onlay::adapter::{ACTIVATIONS, Activation, Init, Method, Places, Scaling};
+use onlay::adapter::{ACTIVATIONS, Activation, Budget, Init, Method, Places, Scaling};
 use onlay::train::objective::{self, Objective};
 use onlay::train::{Balance, Format, Optimizer, Shape};
 use std::path::PathBuf;
@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; prefix: keys and values in front; prompt, ptuning: rows in front
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; full: whole matrices; hft: half of them; norms: their weights; tokens: embeddings of some; parallel, series: bottlenecks beside, or before and behind; bias: a vector added; prefix: keys and values in front; prompt, ptuning: rows in front; loha: the product of two low-rank matrices, number by number; lokr: a Kronecker product; adalora: triplets, of which the less important are given up
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
     /// Rank, of methods that have one; of series and parallel the width of the bottleneck [default: 16]
@@ -96,6 +96,21 @@ pub struct Args {
     /// What series and parallel multiply their sum with: a number, or learned [default: 1]
     #[arg(long, value_name = "S", value_parser = Scaling::parse, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub scale: Option<Scaling>,
+    /// Mean rank at the end (--method adalora) [default: two thirds of --rank]
+    #[arg(long, value_name = "R", conflicts_with = "init_adapter", help_heading = "Layer")]
+    target_rank: Option<usize>,
+    /// Weight of orthogonality in the loss (--method adalora) [default: 0.5]
+    #[arg(long, value_name = "W", conflicts_with = "init_adapter", help_heading = "Layer")]
+    orthogonality: Option<f64>,
+    /// Steps before the first rank is given up (--method adalora) [default: a tenth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tinit: Option<u64>,
+    /// Steps after the last one was (--method adalora) [default: three tenths of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tfinal: Option<u64>,
+    /// Steps from one choice of ranks to the next (--method adalora) [default: a hundredth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    delta_t: Option<u64>,
     /// The layer counts alpha/√rank
     #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rslora: bool,
@@ -140,7 +155,7 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera,
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, 6 times for loha, lokr and adalora,
     /// 100 times for prefix and prompt, 3 times with an encoder, a twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
@@ -235,6 +250,21 @@ impl Args {
             ("undesirable-weight", self.undesirable_weight),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// How ranks are given up, if anything was said of it or the method does so.
+    pub fn budget(&self) -> Option<Budget> {
+        let of = Budget::default();
+        let budget = Budget {
+            target: self.target_rank,
+            tinit: self.tinit,
+            tfinal: self.tfinal,
+            every: self.delta_t,
+            orthogonality: self.orthogonality.unwrap_or(of.orthogonality),
+            ..of
+        };
+        let said = budget != of || self.orthogonality.is_some();
+        (said || self.method.allocates()).then_some(budget)
     }
 
     /// Whether a layer that is there may be replaced: if it was said, or when a run goes on that was told so, or that

@@ -21,7 +21,7 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
             "steps": plan.steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "objective": plan.goal.objective.name,
-            "parameters": layer.len(),
+            "parameters": layer.learning_len(),
             "memory_bytes": total,
             "memory": parts,
             "mapped_bytes": model.weights().file_len(),
@@ -47,7 +47,7 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
         "{} steps ({} an epoch), {} numbers are learned, {} rows a pass, {} for the backward pass",
         plan.steps,
         plan.steps_per_epoch,
-        layer.len(),
+        layer.learning_len(),
         plan.options.rows,
         watch::keeps(plan.options.keep),
     ))?;

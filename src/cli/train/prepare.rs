@@ -202,6 +202,7 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         activation: args.activation,
         scaling: args.scale,
         tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
+        budget: args.budget(),
         virtual_tokens: args.virtual_tokens,
         encoder: args.encoder,
         seed: args.seed,
