@@ -127,6 +127,8 @@ fn every_method_is_trained_written_and_worn() {
         ("prefix", &["--method", "prefix", "--encoder", "5"]),
         ("prompt", &["--method", "prompt", "--virtual-tokens", "1"]),
         ("ptuning", &["--method", "ptuning"]),
+        ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
+        ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -184,6 +186,12 @@ fn every_method_is_trained_written_and_worn() {
     let drop = ["--method", "prefix", "--dropout", "0.1"];
     refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),
+        1,
+        &["rank: expected 1 to 64"],
+    );
     refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }
 
@@ -326,6 +334,39 @@ fn a_plan_is_shown_and_kept_to() {
     let tight = plan(&["--memory", &budget.to_string()]);
     assert!(tight["memory_bytes"].as_u64().unwrap() <= budget, "{tight}");
     assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn answers_are_counted_before_the_first_step_and_weighed() {
+    let (folder, model, rows) = (Folder::new("balance"), model(), Folder::new("balance-rows"));
+    let (data, out) = (rows.file("rows.jsonl"), folder.file("my.gguf"));
+    let row = |i: u32| {
+        let answer = if i % 8 == 0 { [5, 2] } else { [6, 2] };
+        format!(
+            "{}\n",
+            serde_json::json!({"input_ids": [1, 9 + i, answer[0], answer[1]], "labels": [-100, -100, answer[0], 2]})
+        )
+    };
+    std::fs::write(&data, (0..32).map(row).collect::<String>()).unwrap();
+    let all = train(&model, &data, &out, &["--plan", "--balance", "inverse"]);
+    let said: Value = serde_json::from_str(&fine(&all)).unwrap();
+    let counts: Vec<_> =
+        said["answers"].as_array().unwrap().iter().map(|a| a["rows"].as_u64().unwrap()).collect();
+    assert_eq!(counts, [28, 4]);
+    let weights: Vec<_> =
+        said["answers"].as_array().unwrap().iter().map(|a| a["weight"].as_f64().unwrap()).collect();
+    assert!((weights[0] - 16.0 / 28.0).abs() < 1e-6 && (weights[1] - 4.0).abs() < 1e-6, "{weights:?}");
+    // counted without being asked, too, and before anything is learned
+    let done = onlay(&train(&model, &data, &out, &[]));
+    let notes = String::from_utf8_lossy(&done.stderr).into_owned();
+    let at = notes.find("answers: ").unwrap_or_else(|| panic!("{notes}"));
+    assert!(notes[at..].starts_with("answers: ") && notes[at..].contains(" 28, "), "{notes}");
+    assert!(notes.find("steps, ").is_some_and(|steps| at < steps), "{notes}");
+    let pairs = rows.file("pairs.jsonl");
+    let pair = "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}\n";
+    std::fs::write(&pairs, pair.repeat(4)).unwrap();
+    let args = train(&model, &pairs, &out, &["--balance", "sqrt", "--overwrite"]);
+    refused(&args, 1, &["balance: expected supervised rows"]);
 }
 
 #[test]

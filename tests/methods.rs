@@ -180,6 +180,10 @@ cases! {
     prompt "llama" "prompt";
     prompt_without_the_first_label "llama" "prompt-masked";
     prompt_of_an_encoder "llama" "ptuning";
+    loha "llama" "loha";
+    lokr "llama" "lokr";
+    lokr_with_one_pair "llama" "lokr-low";
+    lokr_with_two_pairs "llama" "lokr-both";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -253,6 +257,9 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
 #[test]
 fn twenty_steps() {
     for method in ["dora", "ia3", "vera", "plus", "pissa", "olora", "full", "hft", "norms", "tokens"] {
+        follow("llama", "F32", method, 0.01);
+    }
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
         follow("llama", "F32", method, 0.01);
     }
     follow("qwen3", "F32", "norms", 0.01);
@@ -438,7 +445,7 @@ fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Ada
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
-        let deviation = if method.paired { 0.05 } else { 0.2 }; // of vera, on λ alone
+        let deviation = if method.scaled() { 0.05 } else { 0.2 }; // of vera, on λ alone
         let Some(part) = layer.parts()[i] else { continue };
         for (at, _) in part.learned() {
             layer.params().get(i)[at].iter_mut().for_each(|v| *v += deviation * rng.normal());
@@ -467,6 +474,10 @@ fn files_there_and_back_in_both_forms() {
         ("prefix", "front"),
         ("prompt", "front"),
         ("ptuning", "front"),
+        ("loha", "all,head"),
+        ("loha", "q,down"),
+        ("lokr", "all,head"),
+        ("lokr", "q,blk.1.down"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -490,8 +501,39 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
+/// PEFT would cut the factors of what is written as it cut those of its own file.
+#[test]
+fn products_of_factors_are_configured_as_peft_had_them() {
+    let scratch = Scratch::new("factors");
+    let model = open(vectors().join("llama/F32.gguf"));
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
+        let (from, to) = (vectors().join("llama").join(method), scratch.0.join(method));
+        let adapter = take(&from, &model);
+        adapter.write_peft(&to, &model, false).unwrap();
+        assert_eq!(take(&to, &model).id(), adapter.id(), "{method}");
+        let config = |at: &Path| -> Value {
+            serde_json::from_slice(&std::fs::read(at.join("adapter_config.json")).unwrap()).unwrap()
+        };
+        let (was, is) = (config(&from), config(&to));
+        // a rank that only says "whole" may be another
+        let same = if method == "lokr" { &["use_effective_conv2d"][..] } else { &["r", "alpha"] };
+        let cut = ["decompose_both"];
+        for key in same.iter().chain(cut.iter().filter(|_| method.starts_with("lokr"))) {
+            assert_eq!(is[*key], was[*key], "{method}: {key}");
+        }
+        if method == "lokr-low" {
+            assert_eq!(is["decompose_factor"], 4);
+        }
+        if method == "loha" {
+            assert_eq!(is["rank_pattern"].as_object().unwrap().len(), 2); // down, in two blocks
+            assert_eq!(is["alpha_pattern"].as_object().unwrap().len(), 2); // k
+        }
+    }
+}
+
+/// Methods whose layers begin as the base.
 const METHODS_HERE: &[&str] =
-    &["dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning"];
+    &["dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning", "loha", "lokr"];
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
@@ -574,6 +616,7 @@ fn stacks_and_merges() {
     let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
     let of = |method, targets, seed| random(&model, method, targets, seed);
     let (dora, ia3, lora) = (of("dora", "all", 1), of("ia3", "k,v", 2), of("lora", "all", 3));
+    let (loha, lokr) = (of("loha", "all", 7), of("lokr", "all", 8));
     let (down, inputs, vera) = (of("ia3", "down", 4), of("ia3", "down", 5), of("vera", "q,v,up", 6));
     for stack in [
         &[(&dora, 1.0)][..],
@@ -581,6 +624,9 @@ fn stacks_and_merges() {
         &[(&ia3, 1.0), (&down, 0.7)],
         &[(&dora, 0.5), (&ia3, 2.0), (&lora, 1.0), (&vera, -0.5)],
         &[(&vera, 1.0)],
+        &[(&loha, 1.0)],
+        &[(&lokr, 1.0)],
+        &[(&lokr, -0.5), (&dora, 0.5), (&loha, 0.7), (&lora, 1.0)],
         &[(&down, 0.3), (&inputs, 1.0), (&lora, -0.5)],
     ] {
         let on = worn(&model, stack);
@@ -694,7 +740,7 @@ fn runs_go_on_with_their_own_method_only() {
     let layer = |method: &str| {
         New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera", "prefix", "ptuning"] {
+    for method in ["dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr"] {
         let run = |disk: &runs::Disk, threads: usize| {
             let (data, mut options) = (runs::data(&model), runs::small(threads));
             if Method::named(method).unwrap().leads() {
@@ -731,6 +777,8 @@ fn gradients_are_slopes() {
         ("vera", "all,head"),
         ("prefix", "front"),
         ("prompt", "front"),
+        ("loha", "all"),
+        ("lokr", "all"),
     ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);

@@ -2,7 +2,8 @@
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
 use super::layer::{Layer, Part};
-use super::{dora, ia3, lora, norms, prefix, prompt, tokens, vera, whole};
+use super::{dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
+use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -37,6 +38,10 @@ pub enum Effect {
     Prompt,
     /// The same; while they learn they may be what a small network makes of other numbers
     Ptuning,
+    /// `y + s·((A₁·B₁)∘(A₂·B₂))·x`
+    Hadamard,
+    /// `y + s·(w₁⊗w₂)·x`
+    Kronecker,
 }
 
 /// All of them, each with its rules.
@@ -52,6 +57,8 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Prefix, &prefix::Prefix),
     (Effect::Prompt, &prompt::Virtual(Effect::Prompt)),
     (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
+    (Effect::Hadamard, &loha::Hadamard),
+    (Effect::Kronecker, &lokr::Kronecker),
 ];
 
 impl Effect {
@@ -186,6 +193,11 @@ pub(super) trait Rules: Sync {
     /// The part of this kind that is asked for with a rank and a scale: what it has no use for is taken away.
     fn shaped(&self, part: Part) -> Part {
         Part { rank: 0, scale: 0.0, ..part }
+    }
+
+    /// Why a part of these sizes cannot be, if so; asked before any memory is taken for it.
+    fn unfit(&self, part: &Part) -> Option<Error> {
+        None
     }
 
     /// What decides its numbers besides the start, for the terms of a run.

@@ -3,7 +3,7 @@
 //! Shapes first, all of them, then numbers: nothing is allocated for a file that will be refused for its shapes, and
 //! what is allocated is the file's own numbers as f32.
 
-use super::effect::{EFFECTS, Key, Rules};
+use super::effect::{EFFECTS, Key, Rules, Shapes};
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
@@ -170,7 +170,7 @@ impl<'a> Gather<'a> {
         let said = |(e, _): &&(Effect, _)| self.method.is_some_and(|m| m.has(*e));
         let first = EFFECTS.iter().filter(said).find_map(whole);
         let Some((part, tensors)) = first.or_else(|| EFFECTS.iter().find_map(whole)) else {
-            let error = incomplete(found).at(at(&found[0].1));
+            let error = incomplete(found, &shapes, bare).at(at(&found[0].1));
             self.wrong.push(error);
             return None;
         };
@@ -181,6 +181,11 @@ impl<'a> Gather<'a> {
         }
         if part.rank == 0 && part.rules().most_rank(&part) > 0 {
             wrong.push(Error::expected(Kind::Format, "rank", "at least 1", 0).at(at(&found[0].1)));
+        }
+        if let Some(error) = part.rules().unfit(&part) {
+            let error = error.at(at(&found[0].1));
+            self.wrong.push(error);
+            return None;
         }
         for tensor in tensors {
             let Some((_, half)) = found.iter().find(|(k, _)| *k == tensor.key) else {
@@ -256,13 +261,15 @@ impl Gather<'_> {
 }
 
 /// Why the tensors of a place are no part.
-fn incomplete(found: &[(&'static Key, Half<'_>)]) -> Error {
+fn incomplete(found: &[(&'static Key, Half<'_>)], shapes: Shapes<'_>, bare: Part) -> Error {
     let words = |keys: &mut dyn Iterator<Item = &'static Key>| {
         keys.map(|k| k.gguf.trim_start_matches('.')).collect::<Vec<_>>().join(" and ")
     };
     let missing = EFFECTS.iter().filter_map(|(_, rules)| {
         let keys = rules.keys();
+        // what would be whole without some of these lacks nothing
         let within = found.iter().all(|(key, _)| keys.contains(key));
+        let within = within && rules.recognise(shapes, bare).is_none();
         let rest = || keys.iter().filter(|key| found.iter().all(|(k, _)| k != key));
         within.then(|| (rest().count(), words(&mut rest())))
     });

@@ -11,6 +11,8 @@
 //! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
 //! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
 //!                                           converted model's order
+//! NAME.hada_w1_a, w2_a [r, outputs]         NAME.hada_w1_b, w2_b [inputs, r]
+//! NAME.lokr_w1 [m, l], NAME.lokr_w2         or .lokr_w1_a, .lokr_w1_b …; outputs in the converted model's order
 //! ```
 //! llama.cpp knows the type `lora` and refuses others, as it must.
 //!
@@ -46,6 +48,9 @@ use crate::tensor::{Matrix, TensorRef, Weights};
 use std::path::Path;
 
 const ALPHA: &str = "adapter.lora.alpha";
+
+/// Tensors that have a rank of rows.
+const RANKED: [&str; 5] = [".lora_a", ".adalora_a", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
 
 /// The tensor that folds are in.
 const B: &str = ".lora_b";
@@ -143,7 +148,7 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     let method = method_of(metadata)?.name.into();
     let ranks = file
         .tensors()
-        .filter(|t| t.name().ends_with(".lora_a") || t.name() == "vera_a")
+        .filter(|t| RANKED.iter().any(|end| t.name().ends_with(end)) || t.name() == "vera_a")
         .filter_map(|t| t.dims().get(1).copied());
     let half = |t: TensorRef<'_>| contents::Half {
         name: t.name().into(),

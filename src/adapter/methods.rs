@@ -154,6 +154,28 @@ pub static METHODS: &[Method] = &[
         effects: &[Effect::Ptuning],
         part: |_| Effect::Ptuning,
     },
+    Method {
+        name: "loha",
+        about: "the element-wise product of two low-rank matrices",
+        peft: "LOHA",
+        targets: "all",
+        pace: 1.0,
+        ranked: true,
+        paired: false,
+        effects: &[Effect::Hadamard],
+        part: |_| Effect::Hadamard,
+    },
+    Method {
+        name: "lokr",
+        about: "the Kronecker product of two small matrices",
+        peft: "LOKR",
+        targets: "all",
+        pace: 1.0,
+        ranked: true,
+        paired: false,
+        effects: &[Effect::Kronecker],
+        part: |_| Effect::Kronecker,
+    },
 ];
 
 impl Method {
@@ -174,6 +196,16 @@ impl Method {
         let first = parts.clone().next().map(|p| p.effect);
         let some = |m: &&Method| first.is_none_or(|e| m.has(e));
         METHODS.iter().find(all).or(METHODS.iter().find(some)).expect("every effect has a method")
+    }
+
+    /// Whether there is an α, by whose share of the rank it counts.
+    pub fn scaled(&self) -> bool {
+        self.effects.iter().any(|e| e.rules().scaled())
+    }
+
+    /// Whether places may have ranks and αs of their own.
+    pub fn patterned(&self) -> bool {
+        self.scaled()
     }
 
     /// Whether it has this effect.

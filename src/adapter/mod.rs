@@ -6,7 +6,8 @@
 //! lora, dora, ia3,
 //!   vera, whole,
 //!   norms, tokens,
-//!   prefix, prompt    what a layer computes, forward and backward          one file per effect
+//!   prefix, prompt,
+//!   loha, lokr        what a layer computes, forward and backward          one file per effect
 //! front, encoder      what stands in front of a sequence, and what makes it while it learns
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
@@ -26,6 +27,8 @@ mod gather;
 mod gguf;
 mod ia3;
 mod layer;
+mod loha;
+mod lokr;
 mod lora;
 pub mod manifest;
 mod merge;

@@ -177,12 +177,15 @@ impl New {
             wrong.push(Error::new(Kind::Argument, text));
         }
         let patterns = !(self.ranks.0.is_empty() && self.alphas.0.is_empty());
-        if patterns && !self.method.paired {
+        if patterns && !self.method.patterned() {
             let text = format!("{} has no ranks and alphas of places", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
         }
-        if (self.alpha.is_some() || self.stabilised) && !self.method.paired {
+        if (self.alpha.is_some() || self.stabilised) && !self.method.scaled() {
             wrong.push(Error::new(Kind::Argument, format!("{} has no alpha", self.method.name)));
+        } else if self.stabilised && !self.method.paired {
+            let text = format!("{} counts alpha/rank, never alpha/√rank", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
         }
         let more = self.lead(program, &mut wrong);
         let part = |(i, on): (usize, &bool)| {
@@ -194,7 +197,7 @@ impl New {
             on.then(|| self.method.part(&names, i, bare))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
-        if self.method.paired
+        if self.method.scaled()
             && let Some(p) = parts.iter().flatten().find(|p| !(p.scale.is_finite() && p.scale != 0.0))
         {
             wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));

@@ -84,6 +84,8 @@ impl Part {
                 let (expected, found) = (text(expected), text(found));
                 let place = Place::Tensor(program.place_name(i).into());
                 wrong.push(Error::expected(Kind::Mismatch, "layer", expected, found).at(place));
+            } else if let Some(error) = p.rules().unfit(p) {
+                wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
             }
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Loss             logits → log p
-//! Learn(c)         logits → log p, c·∂(−log p)/∂logits → down
+//! Learn(c, w)      logits → w·log p, c·w·∂(−log p)/∂logits → down
 //! Sequences        logits → log p, summed per sequence; if they are judged, the verdict is the weight of every row:
 //!                  logits again, unless they are still there → weight·∂(log p)/∂logits → down
 //! ```
@@ -51,12 +51,32 @@ pub(super) struct Sum {
 /// Turns what was found into slopes.
 pub(super) type Judge<'a> = &'a mut dyn FnMut(&mut [Sum]);
 
+/// What losses are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Scale<'a> {
+    /// All of them, before they become gradients.
+    pub all: f32,
+    /// Weights of the examples of the window; none if all count alike.
+    pub weights: &'a [f32],
+    /// The examples of the pass.
+    pub which: &'a [u32],
+}
+
+impl Scale<'_> {
+    fn weight(&self, target: &Target) -> f32 {
+        match self.weights {
+            [] => 1.0,
+            weights => weights[self.which[usize::from(target.sequence)] as usize],
+        }
+    }
+}
+
 /// What a pass is for.
 pub(super) enum Pass<'a> {
     /// The sum of its losses.
     Loss,
-    /// And the gradients of so many times that sum.
-    Learn(f32),
+    /// The sum of its weighted losses, and the gradients of so many times that.
+    Learn(Scale<'a>),
     /// Log-probabilities of its sequences, with or without the layer; with a judge, also gradients by its slopes.
     Sequences { sums: &'a mut [Sum], layer: bool, judge: Option<Judge<'a>> },
 }
@@ -108,7 +128,7 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Σ −log p over the targets.
+    /// Σ −log p over the targets, each with its weight.
     pub fn run(&mut self, targets: &[Target], pass: Pass<'_>) -> Result<f64> {
         let rows = self.x.len() / self.view.model.program().width;
         let mut loss = 0.0;
@@ -119,10 +139,12 @@ impl Head<'_> {
                     self.product(part);
                     match scale {
                         None => self.measure(part),
-                        Some(scale) => self.differentiate(part, &|_| scale),
+                        Some(scale) => self.differentiate(part, &|t| scale.all * scale.weight(t)),
                     }
                     // summed in row order, whoever computed them
-                    loss += (0..part.len()).map(|i| *self.losses.read(i)).sum::<f64>();
+                    let weight = |t: &Target| scale.map_or(1.0, |s| f64::from(s.weight(t)));
+                    let losses = part.iter().enumerate().map(|(i, t)| weight(t) * *self.losses.read(i));
+                    loss += losses.sum::<f64>();
                     finite(loss)?;
                     if scale.is_some() {
                         self.back(part);

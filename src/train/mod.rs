@@ -7,9 +7,10 @@
 //! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
 //! guard       when a run is going nowhere                 moments     what AdamW remembers, in 32 bits or 8
-//! fit         what makes a run fit its memory
+//! fit         what makes a run fit its memory             balance     weights for rows of rare answers
 //! ```
 
+mod balance;
 mod checkpoint;
 mod compare;
 mod event;
@@ -29,6 +30,7 @@ mod run;
 mod schedule;
 mod trainer;
 
+pub use balance::{Answer, Answers, Balance};
 pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Store, Terms};
 pub use compare::Rewards;
 pub use event::{Ending, Event, Flow, Outcome, Started, StepReport, Stepped, Summary};

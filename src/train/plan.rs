@@ -1,5 +1,6 @@
 //! What a run is asked to do, and what it will take: known, and checked, before anything is allocated.
 
+use super::balance::Balance;
 use super::checkpoint::Terms;
 use super::compare::Comparing;
 use super::moments::Optimizer;
@@ -55,6 +56,8 @@ pub struct RunOptions {
     pub objective: Option<&'static Objective>,
     /// Numbers of the objective that are not its defaults.
     pub numbers: Vec<(&'static str, f64)>,
+    /// How much rows of rare answers count.
+    pub balance: Balance,
     /// How fast to learn.
     pub recipe: Recipe,
     /// How the moments are kept.
@@ -108,6 +111,7 @@ impl RunOptions {
             grad_accumulation: 1,
             objective: None,
             numbers: Vec::new(),
+            balance: Balance::None,
             recipe: Recipe::default(),
             optimizer: Optimizer::default(),
             dropout: 0.0,
@@ -203,6 +207,7 @@ impl RunPlan {
             wrong.push(Error::new(Kind::Argument, text));
         }
         wrong.keep(layer.check(model.program()));
+        let weights = wrong.keep(options.balance.weights(&data.train)).unwrap_or_default().len();
         let order = wrong.keep(Order::new(
             data.train.units(),
             options.batch_size,
@@ -284,6 +289,7 @@ impl RunPlan {
         let rows = data.train.examples.iter().chain(&data.eval.examples);
         // tokens and marks, and what holds them
         memory.parts.push(("data rows", rows.map(|e| 5 * e.tokens.len() as u64 + 112).sum()));
+        memory.parts.push(("row weights", 4 * weights as u64));
         memory.parts.push(("the layer of the last good step", copy));
         if keep_best {
             memory.parts.push(("the layer of the best evaluation", copy));
@@ -355,6 +361,7 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("dropout", o.dropout);
     terms.set("seed", o.seed);
     terms.set("shuffle", o.shuffle);
+    terms.set("balance", o.balance.name());
     terms.set("rows-of-a-step", o.batch_size * o.grad_accumulation);
     terms.set("learning-rate", r.rate);
     terms.set("lora-plus-ratio", r.plus);

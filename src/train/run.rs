@@ -44,6 +44,8 @@ pub struct Run {
     /// The layer of the last good step, and that of the best evaluation if it is wanted.
     good: Slots<Vec<f32>>,
     best: Slots<Vec<f32>>,
+    /// Weights of the rows that are learned from; none if all count alike.
+    weights: Vec<f32>,
     /// Whether a guard has ended it.
     halted: bool,
     /// What the process held before it: what it may take is counted from there.
@@ -92,6 +94,7 @@ impl Run {
         let o = &options;
         let order = Order::new(data.train.units(), o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
         layer.learn(plan.options.rows, o.dropout, o.seed)?;
+        let weights = o.balance.weights(&data.train)?;
         let program = model.program();
         let names = (0..layer.parts().len()).map(|i| program.place_name(i).to_owned()).collect();
         let mut trainer = Trainer::new(model, Arc::new(layer), plan.options.clone())?;
@@ -117,6 +120,7 @@ impl Run {
             references,
             good,
             best,
+            weights,
             halted: false,
             before,
             speed: (0, 0.0),
@@ -298,6 +302,7 @@ impl Run {
         let start = Instant::now();
         let data = Arc::clone(&self.data);
         let mut window: Vec<&Example> = Vec::with_capacity(self.order.rows_of_window());
+        let mut weights: Vec<f32> = Vec::with_capacity(self.order.rows_of_window());
         let rows: usize = data.train.examples.iter().map(Example::rows).sum();
         let rows_per_step = rows as f64 / self.plan.steps_per_epoch as f64;
         if self.say_started(observer) == Flow::Stop {
@@ -340,7 +345,11 @@ impl Run {
             let done = if self.plan.goal.objective.signal == Signal::Shown {
                 window.clear();
                 window.extend(units.iter().map(|i| &data.train.examples[*i as usize]));
-                let done = self.trainer.step_if(&window, recipe, of, take);
+                weights.clear();
+                if !self.weights.is_empty() {
+                    weights.extend(units.iter().map(|i| self.weights[*i as usize]));
+                }
+                let done = self.trainer.step_weighted(&window, &weights, recipe, of, take);
                 done.map(|done| done.map(|report| (report, None)))
             } else {
                 let (trainer, references) = (&mut self.trainer, &mut self.references[0]);

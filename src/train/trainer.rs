@@ -14,7 +14,7 @@
 use super::compare::Comparing;
 use super::event::StepReport;
 use super::examples::Example;
-use super::head::{HEAD_ROWS, Head, Pass, Target};
+use super::head::{HEAD_ROWS, Head, Pass, Scale, Target};
 use super::moments::{Moments, Optimizer};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
@@ -414,6 +414,24 @@ impl Trainer {
         of_steps: u64,
         go_on: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<Option<StepReport>> {
+        self.step_weighted(examples, &[], recipe, of_steps, go_on)
+    }
+
+    /// As [`Trainer::step_if`], with a weight for each example, by which its losses are multiplied; none: all count alike.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; `Argument` if there is a weight for some examples only.
+    pub fn step_weighted<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        weights: &[f32],
+        recipe: &Recipe,
+        of_steps: u64,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<StepReport>> {
+        if !weights.is_empty() && weights.len() != examples.len() {
+            return Err(Error::expected(Kind::Argument, "weights", examples.len(), weights.len()));
+        }
         let tokens: usize = examples.iter().map(|e| self.counted(e.borrow())).sum();
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
@@ -424,7 +442,7 @@ impl Trainer {
         let sums = (0..passes.len()).map(|i| {
             let which = passes.get(i);
             let example = |k: usize| (u64::from(which[k]), examples[which[k] as usize].borrow());
-            self.pass(which.len(), &example, Pass::Learn(scale))
+            self.pass(which.len(), &example, Pass::Learn(Scale { all: scale, weights, which }))
         });
         let loss = sums.sum::<Result<f64>>();
         self.memory.passes = passes;
@@ -546,7 +564,13 @@ impl Trainer {
         wrong.refuse("the examples do not fit a pass with this layer")?;
         let learner = Learner { delta: layer, back: layer, lowest: self.lowest };
         let example = |k: usize| (k as u64, examples[k].borrow());
-        self.pass_with(learner, &wanted, examples.len(), &example, Pass::Learn(scale))
+        self.pass_with(
+            learner,
+            &wanted,
+            examples.len(),
+            &example,
+            Pass::Learn(Scale { all: scale, weights: &[], which: &[] }),
+        )
     }
 
     /// See [`Trainer::pass`].

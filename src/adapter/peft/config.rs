@@ -6,7 +6,7 @@ use super::super::names::Names;
 use super::super::open::Adapter;
 use super::super::pattern::Pattern;
 use super::super::tokens::MOST;
-use super::prompts;
+use super::{products, prompts};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -17,12 +17,15 @@ const LONGEST: u64 = 16 << 20;
 
 /// Fields that change nothing once an adapter is trained, or are read below.
 static KNOWN: &[&str] = &[
+    "alpha",
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
     "corda_config",
     "d_initial",
+    "decompose_both",
+    "decompose_factor",
     "encoder_dropout",
     "encoder_hidden_size",
     "encoder_num_layers",
@@ -44,6 +47,7 @@ static KNOWN: &[&str] = &[
     "lora_ga_config",
     "megatron_config",
     "megatron_core",
+    "module_dropout",
     "modules_to_save",
     "num_attention_heads",
     "num_layers",
@@ -57,6 +61,8 @@ static KNOWN: &[&str] = &[
     "prompt_tuning_init_text",
     "qalora_group_size",
     "r",
+    "rank_dropout",
+    "rank_dropout_scale",
     "rank_pattern",
     "revision",
     "runtime_config",
@@ -68,6 +74,7 @@ static KNOWN: &[&str] = &[
     "tokenizer_name_or_path",
     "token_indices",
     "use_dora",
+    "use_effective_conv2d",
     "use_rslora",
     "vera_dropout",
 ];
@@ -195,15 +202,17 @@ impl Config {
         }
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
+        let scaled = Method::named(method).is_ok_and(Method::scaled);
+        let (rank_key, alpha_key) = products::keys(method);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || !matches!(method, "lora" | "dora") => {}
+            _ if good || !scaled => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
-        let r = get("r").and_then(rank);
-        need("r", "an integer above 0", r.is_some());
-        let a = get("lora_alpha").and_then(alpha);
-        need("lora_alpha", "a finite number other than 0", a.is_some());
+        let r = get(rank_key).and_then(rank);
+        need(rank_key, "an integer above 0", r.is_some());
+        let a = get(alpha_key).and_then(alpha);
+        need(alpha_key, "a finite number other than 0", a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
         let tokens = match get("token_indices") {
@@ -222,7 +231,8 @@ impl Config {
             rank: r,
             method,
             alpha: a.unwrap_or(1.0),
-            stabilised: stabilised.unwrap_or(false),
+            // the others' configurations may have the word, and their layers do not look at it
+            stabilised: stabilised.unwrap_or(false) && matches!(method, "lora" | "dora"),
             ranks: patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
             alphas: patterns(get("alpha_pattern"), "alpha_pattern", alpha, wrong),
             targets: match get("target_modules") {
@@ -274,11 +284,12 @@ impl Config {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
         let rank = of(&self.ranks, module, self.rank.unwrap_or(found));
-        if rank != found {
+        // factors that are whole matrices have none
+        if rank != found && found > 0 {
             let error = Error::expected(Kind::Mismatch, "rank, as the configuration says", rank, found);
             return Err(error.at(Place::Tensor(module.into())));
         }
-        let scale = Part::scale_of(of(&self.alphas, module, self.alpha), rank, self.stabilised);
+        let scale = Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised);
         if !scale.is_finite() || scale == 0.0 {
             let error = Error::expected(Kind::Numeric, "scale", "a finite number other than 0", scale);
             return Err(error.at(Place::Tensor(module.into())));
@@ -434,7 +445,7 @@ fn make_ia3(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> V
 }
 
 /// Short names where every layer has the product, whole paths where only some do.
-fn modules(names: &Names, parts: &[Option<Part>], with: &[(usize, Part, String)]) -> Vec<String> {
+pub(super) fn modules(names: &Names, parts: &[Option<Part>], with: &[(usize, Part, String)]) -> Vec<String> {
     let everywhere = |last| {
         names
             .places()
@@ -461,11 +472,11 @@ fn alpha_of(part: &Part) -> f64 {
     if Part::scale_of(short, part.rank, false) == part.scale { short } else { exact }
 }
 
-fn number(v: f64) -> Value {
+pub(super) fn number(v: f64) -> Value {
     if v.fract() == 0.0 && v.abs() < 1e9 { (v as i64).into() } else { v.into() }
 }
 
-fn most_common<T: Ord + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
+pub(super) fn most_common<T: Ord + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
     let mut counts = BTreeMap::new();
     all.for_each(|v| *counts.entry(v).or_insert(0) += 1);
     counts.into_iter().max_by_key(|(_, n)| *n).map(|(v, _)| v)

@@ -7,6 +7,8 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.hada_w1_a, w2_a         [outputs][r]     ….hada_w1_b, w2_b [r][inputs]
+//! base_model.model.PATH.lokr_w1, w2             or lokr_w1_a, lokr_w1_b …, in the converted model's order of outputs
 //! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
 //! base_model.model.PATH.ln_tuning_layers.weight [length]
 //! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
@@ -18,6 +20,7 @@
 //! refused by name. The lines of our [`manifest`](super::manifest) are texts in the tensors' file, which PEFT ignores.
 
 mod config;
+mod products;
 mod prompts;
 mod tensors;
 
@@ -39,6 +42,8 @@ use tensors::{Matrix, Tensors};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+/// Tensors that have a rank of rows.
+const RANKED: [&str; 6] = [".lora_A.weight", ".vera_A", ".lora_A", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
 /// What VeRA's products share.
 const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
 
@@ -121,9 +126,7 @@ fn open(directory: &Path) -> Result<(Value, Tensors)> {
 pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let (json, tensors) = open(directory)?;
     let halves: Vec<_> = tensors.all().collect();
-    let ranks = halves
-        .iter()
-        .filter(|h: &&contents::Half| h.name.ends_with(".lora_A.weight") || h.name.ends_with(".vera_A"));
+    let ranks = halves.iter().filter(|h: &&contents::Half| RANKED.iter().any(|end| h.name.ends_with(end)));
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
@@ -132,7 +135,7 @@ pub(super) fn contents(directory: &Path) -> Result<Contents> {
         name: name(directory),
         ranks: ranks.filter_map(|h| h.shape.first().copied()).collect(),
         manifest: Manifest { base_name: manifest.base_name.or(base_name.map(str::to_owned)), ..manifest },
-        alpha: json.get("lora_alpha").and_then(Value::as_f64),
+        alpha: json.get("lora_alpha").or(json.get("alpha")).and_then(Value::as_f64),
         halves,
         config: Some(json),
     })
@@ -236,9 +239,10 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         matrices.push(Matrix { name: b_name, shape: vec![s.outputs, s.rank], numbers: Box::new(b) });
     }
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let config = match prompts::make(model.program(), adapter) {
-        Some(config) => config,
-        None => config::make(&names, adapter),
+    let config = match (prompts::make(model.program(), adapter), products::make(&names, adapter)) {
+        (Some(config), _) => config,
+        (None, Some(config)) => config?,
+        (None, None) => config::make(&names, adapter),
     };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));

@@ -3,7 +3,7 @@
 use crate::cli::options::{Kv, Machine, size};
 use onlay::adapter::{Init, Method, Places};
 use onlay::train::objective::{self, Objective};
-use onlay::train::{Format, Optimizer, Shape};
+use onlay::train::{Balance, Format, Optimizer, Shape};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -45,6 +45,10 @@ pub struct Args {
     /// Write the layer of the best evaluation instead of the last (with --eval-every)
     #[arg(long, help_heading = "Data")]
     pub keep_best: bool,
+    /// none, sqrt or inverse: rows whose answer is rare, where there are few answers, count more, by the root of how rare it
+    /// is or by all of it; the mean weight is 1
+    #[arg(long, value_name = "HOW", default_value = "none", value_parser = balance, help_heading = "Data")]
+    pub balance: Balance,
     /// The longest row, in tokens [default: the model's context, up to 1024]
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub ctx: Option<usize>,
@@ -251,6 +255,10 @@ fn places(list: &str) -> Result<Places, String> {
 
 fn init(name: &str) -> Result<Init, String> {
     Init::named(name).map_err(|e| e.to_string())
+}
+
+fn balance(name: &str) -> Result<Balance, String> {
+    Balance::named(name).map_err(|e| e.to_string())
 }
 
 fn optimizer(name: &str) -> Result<Optimizer, String> {

@@ -29,6 +29,7 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
             "rows_of_a_pass": plan.options.rows,
             "optimizer": plan.options.optimizer.name(),
             "rows": facts.rows,
+            "answers": prepared.answers.as_deref().map(super::answers::json),
             "tokens": facts.tokens,
             "trained_tokens": facts.trained,
             "longest": facts.longest,

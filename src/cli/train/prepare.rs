@@ -1,7 +1,7 @@
 //! Everything that can be known before memory is taken.
 
 use super::output::{self, Output};
-use super::{Args, mask};
+use super::{Args, answers, mask};
 use crate::cli::{open, options, samples, stop, terminal};
 use anyhow::Result;
 use onlay::adapter::{Adapter, Lora, New, Targets};
@@ -26,6 +26,8 @@ pub struct Prepared {
     pub prompts: Vec<String>,
     /// Rows on which nothing is to change.
     pub control: Set,
+    /// What the rows answer, and how many of them, where that is a few things.
+    pub answers: Option<Vec<answers::Counted>>,
     /// Training rows that were left out because they are evaluation rows too.
     pub dropped: usize,
 }
@@ -99,6 +101,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         Some(data) if args.drop_overlap => data.train.drop_overlap(&data.eval),
         _ => 0,
     };
+    let answers = data.as_ref().and_then(|data| answers::of(&data.train, args.balance, &model));
+    if let Some(answers) = &answers {
+        terminal::note(answers::line(answers));
+    }
     if dropped > 0 {
         terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
     }
@@ -122,6 +128,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             max_norm: args.max_grad_norm,
             ..Recipe::default()
         },
+        balance: args.balance,
         optimizer: args.optimizer.unwrap_or_default(),
         dropout: args.dropout,
         seed: args.seed,
@@ -157,7 +164,16 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     }
     wrong.refuse("the run cannot start")?;
     let (layer, data) = (layer.expect("nothing is wrong"), data.expect("nothing is wrong"));
-    Ok(Prepared { model, layer, data, options, prompts, control: control.unwrap_or_default(), dropped })
+    Ok(Prepared {
+        model,
+        layer,
+        data,
+        options,
+        prompts,
+        control: control.unwrap_or_default(),
+        answers,
+        dropped,
+    })
 }
 
 /// The layer before the first step, and the id of the one that it continues.
