@@ -24,7 +24,8 @@ pub(super) fn encoder(part: &Part) -> Option<Encoder> {
     }
 }
 
-/// By how much an encoder learns faster than LoRA, to begin with: PEFT's P-tuning example has 1e-3, its LoRA example 3e-4.
+/// By how much an encoder learns faster than LoRA, to begin with: between what 40 steps on models/parrot.jsonl liked best of
+/// a prefix's (5 times) and of P-tuning's (2 times, the least tried).
 pub(super) const PACE: f64 = 3.0;
 
 pub(super) fn describe(p: &Part) -> String {

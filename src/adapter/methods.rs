@@ -120,7 +120,8 @@ pub static METHODS: &[Method] = &[
         effects: &[Effect::Rows],
         part: |_| Effect::Rows,
     },
-    // LLM-Adapters learn prefixes at 100 times LoRA's rate (3e-2, 3e-4), PEFT's example of prompt tuning has 3e-2 too
+    // LLM-Adapters learn prefixes at 100 times LoRA's rate (3e-2, 3e-4); 40 steps on models/parrot.jsonl learned more the
+    // faster they were, up to 500 times, prompts too
     Method {
         name: "prefix",
         about: "keys and values in front of a sequence's own, in every layer",
