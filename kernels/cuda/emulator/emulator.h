@@ -35,13 +35,14 @@ struct Copy {
 struct Thread {
     dim3 index;
     int lane, warp, state, site;
-    unsigned parity, committed;
+    unsigned collectives, committed;
     void* stack_pointer;
     std::vector<Copy> copies;
 };
 struct Deposit {
     uint32_t words[8];
     int operation;
+    unsigned number; // of the lane's collectives, from 1
 };
 struct Warp {
     Deposit deposits[2][32];
@@ -144,7 +145,7 @@ inline const char* run_block() {
         t.lane = i & 31;
         t.warp = i >> 5;
         t.state = READY;
-        t.parity = t.committed = 0;
+        t.collectives = t.committed = 0;
         t.copies.clear();
         void** sp = (void**)(machine.stacks + (size_t)(i + 1) * STACK);
         *--sp = nullptr;
@@ -153,6 +154,7 @@ inline const char* run_block() {
         t.stack_pointer = sp;
     }
     for (int w = 0; w * 32 < machine.count; ++w) {
+        memset(machine.warps[w].deposits, 0, sizeof machine.warps[w].deposits);
         machine.warps[w].arrived = 0;
         machine.warps[w].live = machine.count - w * 32 < 32 ? machine.count - w * 32 : 32;
     }
@@ -167,7 +169,7 @@ inline const char* run_block() {
             int k = i;
             if (machine.order == BACKWARD) k = machine.count - 1 - i;
             // 7 shares no factor with blocks of whole warps
-            if (machine.order == SHUFFLED) k = machine.count % 7 ? (i * 7 + start) % machine.count : (i + start) % machine.count;
+            if (machine.order == SHUFFLED) k = (machine.count % 7 ? 7 * i + start : i + start) % machine.count;
             Thread& t = machine.threads[k];
             if (t.state != READY) continue;
             ran = true;
@@ -250,15 +252,16 @@ const char* launch(void (*kernel)(A...), dim3 grid, dim3 block, size_t shared, B
 inline Deposit* exchange(int operation, const uint32_t* words, int n) {
     Thread* t = machine.current;
     Warp& w = machine.warps[t->warp];
-    unsigned p = t->parity;
-    t->parity ^= 1;
-    memcpy(w.deposits[p][t->lane].words, words, n * 4);
-    w.deposits[p][t->lane].operation = operation;
+    unsigned number = ++t->collectives, p = number & 1;
+    Deposit& own = w.deposits[p][t->lane];
+    memcpy(own.words, words, n * 4);
+    own.operation = operation;
+    own.number = number;
     sync_warp();
     for (int i = 0; i < 32 && 32 * t->warp + i < machine.count; ++i) {
-        const Thread& other = machine.threads[32 * t->warp + i];
-        if (other.state == DONE) machine.error = "a lane left before a collective of its warp";
-        else if (w.deposits[p][i].operation != operation) machine.error = "lanes of a warp in different collectives";
+        const Deposit& other = w.deposits[p][i];
+        if (other.number != number) machine.error = "a lane left before a collective of its warp";
+        else if (other.operation != operation) machine.error = "lanes of a warp in different collectives";
     }
     return w.deposits[p];
 }
