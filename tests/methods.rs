@@ -71,7 +71,7 @@ fn take(path: impl AsRef<Path>, model: &Model) -> Adapter {
 }
 
 fn worn(model: &Model, stack: &[(&Arc<Adapter>, f32)]) -> Worn {
-    Worn::new(&model, stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
+    Worn::new(model, stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
 }
 
 fn bits(logits: &[Vec<f32>]) -> Vec<u32> {
