@@ -50,10 +50,7 @@ pub(super) struct Gather<'a> {
 }
 
 /// The key that a tensor's name ends in, and what stands before it.
-pub(super) fn key_of(
-    name: &str,
-    spelling: fn(&'static Key) -> &'static str,
-) -> Option<(&str, &'static Key)> {
+pub(super) fn key_of(name: &str, spelling: fn(&'static Key) -> &'static str) -> Option<(&str, &'static Key)> {
     let keys = EFFECTS.iter().flat_map(|(_, rules)| rules.keys());
     let all = keys.filter_map(|key| Some((name.strip_suffix(spelling(key))?, key)));
     all.min_by_key(|(rest, _)| rest.len())

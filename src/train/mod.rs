@@ -3,7 +3,7 @@
 //! ```text
 //! rows        data files, in every usual form          examples    rows as tokens, with what is learned of each
 //! order       shuffling, windows, passes, splits       schedule    learning rates, the numbers of AdamW
-//! trainer     one optimiser step                       plan        what a run will take
+//! trainer     one optimiser step, over passes: pass       plan        what a run will take
 //! objective   what judged rows are worth               compare     a step over them
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
 //! guard       when a run is going nowhere                 moments     what AdamW remembers, in 32 bits or 8
@@ -23,6 +23,7 @@ mod judged;
 mod moments;
 pub mod objective;
 mod order;
+mod pass;
 mod peak;
 mod plan;
 mod rows;

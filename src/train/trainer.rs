@@ -14,18 +14,18 @@
 use super::compare::Comparing;
 use super::event::StepReport;
 use super::examples::Example;
-use super::head::{HEAD_ROWS, Head, Pass, Scale, Target};
+use super::head::{HEAD_ROWS, Pass, Scale, Target};
 use super::moments::{Moments, Optimizer};
 use super::order::{Limits, Passes};
+use super::pass::{counted, reach};
 use super::schedule::Recipe;
 use crate::adapter::Lora;
 use crate::backend::{Backend, Machine, Plan};
-use crate::error::{Error, Findings, Kind, Place, Result};
-use crate::model::{Memory, Model, View};
+use crate::error::{Error, Kind, Place, Result};
+use crate::model::{Memory, Model};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Backward, Batch, Delta, Needs, Room, Site, Span, Step, Turns};
-use crate::rng::hash;
-use crate::tensor::{Register, Slots, Team};
+use crate::ops::{Delta, Needs, Turns};
+use crate::tensor::{Slots, Team};
 use onlay_kernels::{Level, math};
 use std::borrow::Borrow;
 use std::ops::Range;
@@ -66,49 +66,40 @@ pub struct TrainOptions {
 
 /// A layer that learns over a frozen base.
 pub struct Trainer {
-    model: Arc<Model>,
-    options: TrainOptions,
-    backend: Box<dyn Backend>,
-    turns: Turns,
-    layer: Arc<Lora>,
+    pub(super) model: Arc<Model>,
+    pub(super) options: TrainOptions,
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) turns: Turns,
+    pub(super) layer: Arc<Lora>,
     moments: Moments,
-    steps: u64,
+    pub(super) steps: u64,
     pub(super) pack: bool,
     /// The first segment that has a backward pass.
-    lowest: usize,
+    pub(super) lowest: usize,
     /// Registers of that segment whose gradients are of use.
-    wanted: Vec<bool>,
+    pub(super) wanted: Vec<bool>,
     pub(super) memory: Buffers,
     /// What judged rows need; see [`Trainer::compare`].
     pub(super) comparing: Option<Comparing>,
 }
 
-/// The layer of a pass.
-#[derive(Clone, Copy)]
-struct Learner<'a> {
-    delta: &'a dyn Delta,
-    back: &'a dyn Backward,
-    /// The first segment that has a backward pass.
-    lowest: usize,
-}
-
 /// Memory between the backend's steps.
 pub(super) struct Buffers {
-    tokens: Vec<u32>,
-    pieces: Vec<Range<usize>>,
-    tiles: Vec<Vec<u32>>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) pieces: Vec<Range<usize>>,
+    pub(super) tiles: Vec<Vec<u32>>,
     /// Residual streams: before each segment from the lowest on, then the last.
-    streams: Vec<Vec<f32>>,
+    pub(super) streams: Vec<Vec<f32>>,
     /// The gradient of the stream.
-    d_stream: Vec<f32>,
+    pub(super) d_stream: Vec<f32>,
     /// Rows of the batch whose next token counts.
-    targets: Vec<Target>,
+    pub(super) targets: Vec<Target>,
     /// The name of each row, by which dropout draws.
-    names: Vec<u64>,
-    head_x: Vec<f32>,
-    head_dx: Vec<f32>,
-    logits: Vec<f32>,
-    losses: Slots<f64>,
+    pub(super) names: Vec<u64>,
+    pub(super) head_x: Vec<f32>,
+    pub(super) head_dx: Vec<f32>,
+    pub(super) logits: Vec<f32>,
+    pub(super) losses: Slots<f64>,
     pub(super) passes: Passes,
 }
 
@@ -116,55 +107,6 @@ impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Trainer on {} after {} steps", self.backend.name(), self.steps)
     }
-}
-
-/// Whether the layer learns something of this step besides products.
-fn learns_at(layer: &dyn Backward, step: &Step) -> bool {
-    match step {
-        Step::Norm(norm) => layer.learns_vector(norm.weight),
-        Step::Attend(_) => layer.learns_prefix(),
-        _ => false,
-    }
-}
-
-/// The first segment with a backward pass, and the registers in it whose gradients lead to a part of the layer.
-fn reach(model: &Model, layer: &dyn Backward) -> (usize, Vec<bool>) {
-    let program = model.program();
-    let learned: Vec<bool> = (0..program.sites.len()).map(|i| layer.learns(Site(i as u32))).collect();
-    let steps = |s: &crate::model::program::Segment| s.steps.iter().any(|step| learns_at(layer, step));
-    let others = program.segments.iter().position(steps);
-    let below = layer.learns_embeddings().then_some(0);
-    let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
-    let lowest = segments.chain(others).chain(below).min().unwrap_or(program.segments.len());
-    let mut wanted = vec![false; program.registers.len()];
-    wanted[usize::from(program.residual.0)] = layer.learns_embeddings();
-    if let Some(segment) = program.segments.get(lowest) {
-        for step in &segment.steps {
-            let from_below = step.operation().reads().iter().any(|r| wanted[usize::from(r.0)]);
-            let writes: Vec<Register> = match step {
-                Step::Linear(l) => {
-                    let here = |o: &&crate::ops::Output| from_below || learned[o.site.0 as usize];
-                    l.outputs.iter().filter(here).map(|o| o.to).collect()
-                }
-                other if from_below || learns_at(layer, other) => other.operation().writes(),
-                _ => vec![],
-            };
-            for r in writes {
-                wanted[usize::from(r.0)] = true;
-            }
-        }
-    }
-    (lowest, wanted)
-}
-
-/// Tokens that are predicted and counted with this layer: the first one too, where a virtual token stands before it.
-fn counted(e: &Example, layer: &dyn Delta) -> usize {
-    e.count() + usize::from(first_counts(e, Some(layer)))
-}
-
-/// Whether the first token is predicted and counted.
-fn first_counts(e: &Example, worn: Option<&dyn Delta>) -> bool {
-    e.trained.first() == Some(&true) && worn.is_some_and(|d| d.virtual_tokens() > 0)
 }
 
 impl TrainOptions {
@@ -501,239 +443,5 @@ impl Trainer {
             sum += squares;
         }
         Ok(sum.sqrt())
-    }
-
-    /// One pass over `count` examples, which `example` gives with the numbers that dropout names them by: the sum of
-    /// its losses, and what `pass` is for.
-    pub(super) fn pass<'e>(
-        &mut self,
-        count: usize,
-        example: &dyn Fn(usize) -> (u64, &'e Example),
-        pass: Pass<'_>,
-    ) -> Result<f64> {
-        let layer = Arc::clone(&self.layer);
-        let learner = Learner { delta: &*layer, back: &*layer, lowest: self.lowest };
-        let wanted = std::mem::take(&mut self.wanted);
-        let result = self.pass_with(learner, &wanted, count, example, pass);
-        self.wanted = wanted;
-        result
-    }
-
-    /// The sum of the losses of some examples, in one pass, and the gradients of `scale` times that, for a layer of any
-    /// make instead of the trainer's own, whose memory it takes.
-    ///
-    /// # Errors
-    /// As [`Trainer::step`]; `Argument` if the examples do not fit one pass, or the layer reaches further down than the
-    /// trainer's own or wants more memory.
-    pub fn differentiate<L: Delta + Backward, E: Borrow<Example>>(
-        &mut self,
-        layer: &L,
-        examples: &[E],
-        scale: f32,
-    ) -> Result<f64> {
-        let program = self.model.program();
-        let (lowest, wanted) = reach(&self.model, layer);
-        if lowest < self.lowest {
-            let least = format!("segment {} or above", self.lowest);
-            return Err(Error::expected(Kind::Argument, "lowest part of the layer", least, lowest));
-        }
-        let wanted = if lowest == self.lowest { wanted } else { vec![true; wanted.len()] };
-        let (planned, room) = (program.room(&*self.layer), program.room(layer));
-        if !planned.holds(Room { lead: 0, ..room }) {
-            return Err(Error::expected(
-                Kind::Argument,
-                "size of a layer",
-                format!("at most {planned}"),
-                room,
-            ));
-        }
-        let (limits, front) = (self.limits(), layer.virtual_tokens());
-        let rows = || examples.iter().map(|e| e.borrow().rows());
-        let (sum, longest) = (rows().map(|n| n + front).sum::<usize>(), rows().max().unwrap_or(0));
-        let (positions, most) = (longest + layer.lead(), self.turns.positions());
-        let tiles = rows().map(|n| Pool::tiles_for(n + layer.lead())).sum::<usize>();
-        let mut wrong = Findings::default();
-        for (what, most, found) in [
-            ("rows of a pass", limits.rows, sum),
-            ("sequences of a pass", limits.sequences, examples.len()),
-            ("positions of a sequence", most, positions),
-            ("tiles of keys and values", self.backend.free_tiles(), tiles),
-        ] {
-            if found > most {
-                wrong.push(Error::expected(Kind::Argument, what, format!("at most {most}"), found));
-            }
-        }
-        wrong.refuse("the examples do not fit a pass with this layer")?;
-        let learner = Learner { delta: layer, back: layer, lowest: self.lowest };
-        let example = |k: usize| (k as u64, examples[k].borrow());
-        self.pass_with(
-            learner,
-            &wanted,
-            examples.len(),
-            &example,
-            Pass::Learn(Scale { all: scale, weights: &[], which: &[] }),
-        )
-    }
-
-    /// See [`Trainer::pass`].
-    fn pass_with<'e>(
-        &mut self,
-        learner: Learner<'_>,
-        wanted: &[bool],
-        count: usize,
-        example: &dyn Fn(usize) -> (u64, &'e Example),
-        pass: Pass<'_>,
-    ) -> Result<f64> {
-        for (_, e) in (0..count).map(example) {
-            self.model.check_tokens(&e.tokens)?;
-        }
-        let mut tiles = std::mem::take(&mut self.memory.tiles);
-        for (tiles, (_, e)) in tiles.iter_mut().zip((0..count).map(example)) {
-            for _ in 0..Pool::tiles_for(e.rows() + learner.delta.lead()) {
-                tiles.push(self.backend.take_tile().expect("tiles for all rows and sequences were planned"));
-            }
-        }
-        let result = self.pass_over(learner, wanted, (0..count).map(example), &tiles, pass);
-        self.layer.set_rows(std::iter::empty());
-        for tiles in &mut tiles {
-            self.backend.give_tiles(tiles);
-        }
-        self.memory.tiles = tiles;
-        result
-    }
-
-    /// See [`Trainer::pass`]; `examples` come with their numbers.
-    fn pass_over<'e>(
-        &mut self,
-        learner: Learner<'_>,
-        wanted: &[bool],
-        examples: impl ExactSizeIterator<Item = (u64, &'e Example)>,
-        tiles: &[Vec<u32>],
-        pass: Pass<'_>,
-    ) -> Result<f64> {
-        let (sequences, step, learns) = (examples.len(), self.steps, pass.learns());
-        let Trainer { model, options, backend, turns, layer, memory, .. } = self;
-        let program = model.program();
-        let Learner { delta, back, lowest } = learner;
-        let layer: &Lora = layer;
-        let worn = pass.layer().then_some(delta);
-        let (prefix, front) = worn.map_or((0, 0), |d| (d.prefix(), d.virtual_tokens()));
-        let Buffers {
-            tokens,
-            pieces,
-            streams,
-            d_stream,
-            targets,
-            names,
-            head_x,
-            head_dx,
-            logits,
-            losses,
-            ..
-        } = memory;
-        tokens.clear();
-        targets.clear();
-        names.clear();
-        let mut spans = [Span::NONE; MOST_SEQUENCES];
-        for (sequence, ((span, (number, e)), tiles)) in spans.iter_mut().zip(examples).zip(tiles).enumerate()
-        {
-            let first = tokens.len();
-            *span = Span { first, rows: front + e.rows(), position: prefix, tiles, delta: worn };
-            tokens.extend((program.vocabulary..).map(|t| t as u32).take(front));
-            tokens.extend_from_slice(&e.tokens[..e.rows()]);
-            if learns {
-                names.extend((0..(front + e.rows()) as u64).map(|position| hash(step, &[number, position])));
-            }
-            let whole = pass.whole(sequence);
-            // with the layer off nothing predicts the first token: what is compared with that leaves it out
-            let begin = usize::from(pass.compares() || !first_counts(e, worn));
-            for (i, trained) in e.trained.iter().enumerate().skip(begin) {
-                if *trained || whole {
-                    let (row, token, sequence) =
-                        ((first + front + i - 1) as u32, e.tokens[i], sequence as u16);
-                    targets.push(Target { row, token, sequence, trained: *trained });
-                }
-            }
-        }
-        let spans = &spans[..sequences];
-        Batch::cut(
-            spans,
-            Attend::longest_piece(program.attention.heads / program.attention.key_heads),
-            pieces,
-        );
-        let batch = Batch { tokens, spans, pieces };
-        let view = View { model, turns };
-        let (n, width, segments) = (batch.rows(), program.width, program.segments.len());
-        let frame = |segment: usize| match options.keep {
-            Keep::Streams => 0,
-            Keep::Registers => segment.saturating_sub(lowest),
-        };
-
-        layer.set_rows(names.iter().copied());
-
-        // Forward. streams[i] is the stream before segment lowest + i; the last is the end of the program.
-        backend.begin(n, 0);
-        backend.forward(&view, std::slice::from_ref(&program.embed), batch);
-        if lowest == 0 {
-            backend.save(program.residual, 0, &mut streams[0][..n * width]);
-        }
-        for (i, segment) in program.segments.iter().enumerate() {
-            if i > 0 && i <= lowest {
-                backend.copy(program.result, program.residual);
-            } else if i > lowest {
-                backend.begin(n, frame(i));
-                backend.load(program.residual, &streams[i - lowest][..n * width]);
-            }
-            backend.forward(&view, &segment.steps, batch);
-            if i + 1 >= lowest {
-                backend.save(program.result, 0, &mut streams[i + 1 - lowest][..n * width]);
-            }
-        }
-
-        // Head, over the rows that count.
-        d_stream[..n * width].fill(0.0);
-        let mut head = Head {
-            level: options.level,
-            backend: &mut **backend,
-            view: View { model, turns },
-            layer,
-            learner: back,
-            worn,
-            last: streams.last().expect("the end of the program is kept"),
-            d_last: d_stream,
-            names,
-            tokens: batch.tokens,
-            x: head_x,
-            dx: head_dx,
-            logits,
-            losses,
-        };
-        let loss = head.run(targets, pass)?;
-        if !learns {
-            return Ok(loss);
-        }
-
-        // Backward, from the end to the lowest part of the layer.
-        layer.set_rows(names.iter().copied());
-        for i in (lowest..segments).rev() {
-            let steps = &program.segments[i].steps;
-            backend.begin(n, frame(i));
-            if options.keep == Keep::Streams && i + 1 < segments {
-                backend.load(program.residual, &streams[i - lowest][..n * width]);
-                backend.forward(&view, steps, batch);
-            }
-            backend.clear_grads();
-            backend.load_grad(program.result, &d_stream[..n * width]);
-            let of_use = (i == lowest).then_some(wanted);
-            backend.backward(&view, steps, batch, of_use, back);
-            if i > lowest {
-                backend.save_grad(program.residual, &mut d_stream[..n * width]);
-            }
-        }
-        if back.learns_embeddings() {
-            // the gradients of the lowest segment are still there
-            backend.backward(&view, std::slice::from_ref(&program.embed), batch, None, back);
-        }
-        Ok(loss)
     }
 }
