@@ -24,6 +24,7 @@
 
 mod bottlenecks;
 mod config;
+mod make;
 mod products;
 mod prompts;
 mod tensors;
@@ -257,7 +258,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let config = match (prompts::make(model.program(), adapter), products::make(&names, adapter)) {
         (Some(config), _) => config,
         (None, Some(config)) => config?,
-        (None, None) => config::make(&names, adapter),
+        (None, None) => make::make(&names, adapter),
     };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));

@@ -4,7 +4,7 @@ use super::super::layer::Part;
 use super::super::lokr::{self, Factoring};
 use super::super::names::Names;
 use super::super::open::Adapter;
-use super::config::{modules, most_common, number};
+use super::make::{modules, most_common, number};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 
