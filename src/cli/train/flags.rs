@@ -155,7 +155,7 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, 6 times for loha, lokr and adalora,
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3, vera and bias, 3 times for series and parallel, 6 times for loha, lokr and adalora,
     /// 100 times for prefix and prompt, 3 times with an encoder, a twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
