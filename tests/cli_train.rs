@@ -391,6 +391,79 @@ fn answers_are_counted_before_the_first_step_and_weighed() {
 }
 
 #[test]
+fn rates_are_tried_without_writing_anything() {
+    let (folder, model, data) = (Folder::new("find"), model(), data());
+    let out = folder.file("my.gguf");
+    let said: Value = serde_json::from_str(&fine(&train(&model, &data, &out, &["--find-rate"]))).unwrap();
+    let probes = said["probes"].as_array().unwrap();
+    assert!(probes.len() >= 8 && said["suggested"].as_f64().unwrap() > 0.0, "{said}");
+    assert!(probes.windows(2).all(|p| p[0]["lr"].as_f64() < p[1]["lr"].as_f64()));
+    let again: Value = serde_json::from_str(&fine(&train(&model, &data, &out, &["--find-rate"]))).unwrap();
+    assert_eq!(said, again);
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0);
+    refused(&train(&model, &data, &out, &["--find-rate", "--plan"]), 2, &["cannot be used with"]);
+}
+
+#[test]
+fn a_search_chooses_says_so_and_is_not_made_again() {
+    let (folder, model, data) = (Folder::new("search"), model(), data());
+    let out = folder.file("my.gguf");
+    let args = |steps: &str, more: &[&str]| -> Vec<String> {
+        let all = train(&model, &data, &out, &["--eval-split", "0.2", "--search", "0.03"]);
+        let all = all.into_iter().map(|a| if a == "6" { steps.to_owned() } else { a.to_owned() });
+        all.chain(["--lr-schedule", "constant", "--checkpoint-every", "5"].map(str::to_owned))
+            .chain(more.iter().map(|s| (*s).to_owned()))
+            .collect()
+    };
+    let of = |args: Vec<String>| {
+        let done =
+            Command::new(env!("CARGO_BIN_EXE_onlay")).args(args).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(0), "{said}");
+        (serde_json::from_slice::<Value>(&done.stdout).unwrap(), said)
+    };
+    // It has to have something to judge by, and time.
+    refused(&train(&model, &data, &out, &["--search", "1"]), 1, &["search: expected held-out rows"]);
+    let short = train(&model, &data, &out, &["--eval-split", "0.2", "--search", "0.00001"]);
+    refused(&short, 1, &["search: expected at least ", "minutes"]);
+
+    let (summary, said) = of(args("12", &[]));
+    let trials = summary["search"]["trials"].as_array().unwrap();
+    assert!(trials.len() >= 9 && said.contains("chosen: rank "), "{summary} {said}");
+    let rank = summary["search"]["chosen"]["rank"].as_u64().unwrap();
+    let listed: Value = serde_json::from_str(&fine(&["inspect", &out, "--json"])).unwrap();
+    assert!(listed.to_string().contains("searched"), "{listed}");
+    assert!(said.contains(&format!("chosen: rank {rank}")));
+
+    if !cfg!(unix) {
+        println!("skipped: no Ctrl-C to send here");
+        return;
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_onlay"))
+        .args(args("1000000", &["--overwrite"]))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let checkpoint = folder.file("my.gguf.checkpoint");
+    while !Path::new(&checkpoint).exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    let step = said.split("stopped after step ").nth(1).unwrap().split(' ').next().unwrap();
+    let steps = (step.parse::<u64>().unwrap() + 5).to_string();
+    let chosen = said.split("chosen: ").nth(1).unwrap().lines().next().unwrap();
+    let (summary, again) = of(args(&steps, &["--resume"]));
+    assert!(again.contains(&format!("as was searched before: {chosen}")), "{again}");
+    assert_eq!(summary["steps"].as_u64().unwrap().to_string(), steps);
+}
+
+#[test]
 fn a_conversation_swaps_layers_without_reloading() {
     let folder = Folder::new("chat");
     let base = model();

@@ -8,6 +8,7 @@
 //! checkpoint  what it takes to go on bit for bit       run, event  the loop, and what it tells
 //! guard       when a run is going nowhere                 moments     what AdamW remembers, in 32 bits or 8
 //! fit         what makes a run fit its memory             balance     weights for rows of rare answers
+//! find        learning rates, tried one after the other      search      ranks and rates, against each other
 //! ```
 
 mod balance;
@@ -16,6 +17,7 @@ mod compare;
 mod event;
 mod examples;
 mod fields;
+mod find;
 mod fit;
 mod guard;
 mod head;
@@ -29,6 +31,7 @@ mod plan;
 mod rows;
 mod run;
 mod schedule;
+mod search;
 mod trainer;
 
 pub use balance::{Answer, Answers, Balance};
@@ -36,6 +39,7 @@ pub use checkpoint::{Arrays, Checkpoint, Evaluation, Files, Progress, SLOTS, Sto
 pub use compare::Rewards;
 pub use event::{Ending, Event, Flow, Outcome, Started, StepReport, Stepped, Summary};
 pub use examples::{DAY, Encoder, Example, Facts, Long, Origin, Role, Set, Signal};
+pub use find::{Found, Probe, find_rate};
 pub use fit::Fit;
 pub use guard::Baseline;
 pub use moments::{Moments, Optimizer};
@@ -45,4 +49,5 @@ pub use plan::{CONTEXT, Data, Length, RunOptions, RunPlan, Start};
 pub use rows::{Content, Format, Row, Rows};
 pub use run::Run;
 pub use schedule::{Recipe, Shape};
+pub use search::{Choice, Chosen, Trial, search};
 pub use trainer::{Keep, MOST_SEQUENCES, TrainOptions, Trainer};

@@ -89,6 +89,8 @@ pub struct RunOptions {
     pub level: Level,
     /// Threads.
     pub threads: usize,
+    /// What a search has chosen and tried ([`Chosen::text`](super::Chosen::text)), for the terms of the run.
+    pub searched: Option<String>,
     /// The layer that this one continues, for its manifest.
     pub parent: Option<[u8; 32]>,
     /// Rounding of keys and values: that of serving.
@@ -125,6 +127,7 @@ impl RunOptions {
             early_stop: None,
             keep_best: false,
             start: Start::New,
+            searched: None,
             parent: None,
             level,
             threads,
@@ -391,6 +394,9 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     }
     if let Some(n) = o.eval_every.filter(|_| o.keep_best || o.early_stop.is_some()) {
         terms.set("eval-every", n);
+    }
+    if let Some(text) = &o.searched {
+        terms.set("searched", text);
     }
     terms.set("kv", o.kv.name());
     // The order of floating-point sums.

@@ -218,6 +218,13 @@ pub struct Args {
     /// Only show what the run would take, in memory and time: two steps are taken and thrown away
     #[arg(long, help_heading = "Run")]
     pub plan: bool,
+    /// Only try learning rates, from small ones to such that nothing is learned any more, and suggest one; nothing is written
+    #[arg(long, conflicts_with_all = ["plan", "show_mask"], help_heading = "Run")]
+    pub find_rate: bool,
+    /// Before the run, look for a rank and a rate that do best on the held-out rows, for so many minutes: half, once and twice
+    /// the rank, a third, once and three times the rate, by successive halving
+    #[arg(long, value_name = "MINUTES", conflicts_with_all = ["plan", "show_mask", "find_rate", "init_adapter"], help_heading = "Run")]
+    pub search: Option<f64>,
     /// One JSON object per step
     #[arg(long, value_name = "FILE.jsonl", help_heading = "Run")]
     pub log: Option<PathBuf>,

@@ -3,12 +3,14 @@
 mod answers;
 mod chart;
 mod control;
+mod find;
 mod flags;
 mod mask;
 mod output;
 mod plan;
 mod prepare;
 mod report;
+mod search;
 mod watch;
 
 pub use flags::Args;
@@ -21,7 +23,7 @@ use onlay::model::Model;
 use onlay::train::{Ending, Files, Outcome, Run, SLOTS, Store, Summary, peak_memory};
 use output::{Log, Output};
 use prepare::Prepared;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use watch::Watch;
 
@@ -30,7 +32,7 @@ const SAMPLE: usize = 64;
 
 pub fn main(args: Args) -> Result<()> {
     stop::listen()?;
-    let prepared = prepare::prepare(&args)?;
+    let mut prepared = prepare::prepare(&args)?;
     if let Some(most) = args.show_mask {
         let Prepared { model, data, control, .. } = &prepared;
         for (name, set) in [("train", &data.train), ("eval", &data.eval), ("control", control)] {
@@ -45,13 +47,19 @@ pub fn main(args: Args) -> Result<()> {
         }
         return Ok(());
     }
+    if args.find_rate {
+        return find::show(&args, prepared);
+    }
     if args.plan {
         return plan::show(&args, &prepared);
     }
-    let Prepared { model, layer, data, options, prompts, control, answers, dropped } = prepared;
-    let eval = if args.max_forgetting.is_some() { data.eval.clone() } else { Default::default() };
     args.report.iter().chain(&args.log).for_each(|path| output::sweep(path));
     let output = Output::claim(&args.output, args.replaces())?;
+    if let Some(minutes) = args.search {
+        search::choose(&args, minutes, &mut prepared)?;
+    }
+    let Prepared { model, layer, data, options, prompts, control, answers, dropped } = prepared;
+    let eval = if args.max_forgetting.is_some() { data.eval.clone() } else { Default::default() };
     let mut run =
         Run::new(Arc::clone(&model), layer, data, options, Some(Box::new(Files::beside(output.path()))))?;
     let log = args.log.as_ref().map(|p| Log::open(p, run.progress(), args.resume));
@@ -179,6 +187,7 @@ fn finish(args: &Args, model: &Arc<Model>, done: &Done, prompts: &[String], watc
             "tokens_per_second": speed,
             "peak_rss_bytes": peak,
             "control": control.as_ref().map(Control::json),
+            "search": summary.terms.get("searched").and_then(|t| serde_json::from_str::<Value>(t).ok()),
             "overlap_dropped": dropped,
             "samples": samples.iter().map(samples::Sample::json).collect::<Vec<_>>(),
         }))?);

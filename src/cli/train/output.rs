@@ -149,7 +149,7 @@ fn is_file(path: &Path) -> bool {
     !path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
 }
 
-fn without_slash(path: &Path) -> PathBuf {
+pub fn without_slash(path: &Path) -> PathBuf {
     path.components().collect()
 }
 

@@ -41,7 +41,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     reads.extend(args.control.iter().map(|p| ("the control rows", p.as_path())));
     reads.extend(args.init_adapter.iter().map(|p| ("the layer to begin with", p.as_path())));
     // who only looks writes nothing
-    let looks = args.plan || args.show_mask.is_some();
+    let looks = args.plan || args.find_rate || args.show_mask.is_some();
     wrong.keep(Output::check(&args.output, args.replaces() || looks, &reads));
     wrong.keep(output::no_checkpoint(&args.output, args.overwrite || args.resume || looks));
     let log_may_exist = args.overwrite || args.resume || looks;
@@ -55,11 +55,21 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             wrong.push(Error::new(Kind::Argument, text).at(Place::Path(report.clone())));
         }
     }
+    if let Some(minutes) = args.search {
+        if !(minutes > 0.0 && minutes.is_finite()) {
+            let expected = "a number of minutes above 0";
+            wrong.push(Error::expected(Kind::Argument, "search", expected, minutes));
+        }
+        if args.eval_data.is_none() && args.eval_split.is_none() {
+            let text = "search: expected held-out rows to judge by (--eval-data or --eval-split), found none";
+            wrong.push(Error::new(Kind::Argument, text));
+        }
+    }
     if let Some(limit) = args.max_forgetting.filter(|x| !(*x > 0.0 && x.is_finite())) {
         let expected = "a finite number above 0, in nats a token";
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
-    let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
+    let (layer, parent) = wrong.keep(layer(args, &model, args.rank)).unzip();
     let level = options::level()?;
     let whole = |l: &&Lora| args.max_forgetting.is_some() && l.times(&model, level, 1.0).is_none();
     if let Some(layer) = layer.as_ref().filter(whole) {
@@ -152,8 +162,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
     let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
     if let (Some(layer), Some(data)) = (&layer, &data) {
-        let free = args.optimizer.is_none();
-        let fit = Fit::new(&model, layer, data, &options, args.memory, COMFORT, free);
+        let fit = fit(args, &model, layer, data, &options);
         if let Some(fit) = wrong.keep(fit) {
             if let Some(most) = args.memory {
                 let (total, most) = (terminal::bytes(fit.plan.memory.total()), terminal::bytes(most));
@@ -177,7 +186,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
 }
 
 /// The layer before the first step, and the id of the one that it continues.
-fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> {
+pub fn layer(args: &Args, model: &Model, rank: Option<usize>) -> onlay::Result<(Lora, Option<[u8; 32]>)> {
     if let Some(path) = &args.init_adapter {
         let (adapter, warnings) = Adapter::open(path, model)?;
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
@@ -187,13 +196,13 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         };
         return Ok((layer, Some(*adapter.id())));
     }
-    if args.rank.is_some() && !args.method.ranked {
+    if rank.is_some() && !args.method.ranked {
         return Err(Error::new(Kind::Argument, format!("{} has no rank", args.method.name)));
     }
     let of = New::of(args.method);
     let new = New {
         targets: args.targets.as_deref().map(Targets::parse).transpose()?,
-        rank: args.rank.unwrap_or(of.rank),
+        rank: rank.unwrap_or(of.rank),
         alpha: args.alpha,
         stabilised: args.rslora,
         ranks: args.rank_pattern.clone().unwrap_or_default(),
@@ -229,4 +238,15 @@ fn tokens(list: &str, model: &Model) -> onlay::Result<Vec<u32>> {
     };
     let all = list.split(',').filter_map(|name| wrong.keep(one(name.trim()))).collect();
     wrong.refuse("the tokens cannot be trained").map(|()| all)
+}
+
+/// Takes what is fastest within the memory that was promised.
+pub fn fit(
+    args: &Args,
+    model: &Model,
+    layer: &Lora,
+    data: &Data,
+    options: &RunOptions,
+) -> onlay::Result<Fit> {
+    Fit::new(model, layer, data, options, args.memory, COMFORT, args.optimizer.is_none())
 }
