@@ -1,6 +1,6 @@
-//! What stands in front of a sequence, as the engine sees it: a layer of the tests' own with keys and values, virtual tokens and
-//! rows of the table. PEFT's logits, loss and gradients (see `tests/oracles/README.md`), slopes by finite differences, the same
-//! bits however it is computed, and nothing left of it when it is off.
+//! What stands in front of a sequence, as the engine sees it: a layer of the tests' own with keys and values, virtual
+//! tokens and rows of the table. PEFT's logits, loss and gradients (see `tests/oracles/README.md`), slopes by finite
+//! differences, the same bits however it is computed, and nothing left of it when it is off.
 
 #[path = "support/front.rs"]
 mod front;
