@@ -1,5 +1,5 @@
-//! A layer for tests: keys and values in front of a sequence, virtual tokens, and rows of the table. It has no place at a
-//! product.
+//! A layer for tests: keys and values in front of a sequence, virtual tokens, and rows of the table. It has no place at
+//! a product.
 #![allow(dead_code)]
 
 use onlay::model::Model;
