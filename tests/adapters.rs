@@ -313,7 +313,7 @@ fn one_of_weight_one_is_itself_and_a_stack_is_the_sum() {
         for (file, scale, wa, wb) in [(file, 1.0, 1.0, 1.0), (file, 1.5, 0.75, -2.0)] {
             let (a, b) = (adapter(&model, "all,head", 3, scale, 1), adapter(&model, "attn", 12, scale, 2));
             let stack = worn(&model, &[(&a, wa), (&b, wb)]);
-            assert_eq!(stack.hidden(model.program()), 3 * (3 + 12));
+            assert_eq!(stack.room(model.program()).hidden, 3 * (3 + 12));
             let sum = logits(&mut runner, &tokens, Some(&side_by_side(&[(&a, wa), (&b, wb)])));
             let got = logits(&mut runner, &tokens, stack.delta());
             if scale == 1.0 {

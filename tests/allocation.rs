@@ -7,7 +7,7 @@ mod support;
 use onlay::adapter::{Lora, METHODS, Method, New};
 use onlay::engine::{Choice, Engine, EngineOptions, Sampler};
 use onlay::model::{Request, Wanted};
-use onlay::ops::Delta;
+use onlay::ops::{Delta, Room};
 use onlay::train::objective::Goal;
 use onlay::train::{Example, Keep, Origin, Recipe, Role, Set, Signal, TrainOptions, Trainer};
 use onlay_kernels::Level;
@@ -81,7 +81,12 @@ fn steps_allocate_nothing() {
         assert_eq!(allocations(|| step(40)), 0, "{file}: prompt");
 
         // generation through the engine
-        let options = EngineOptions { threads: Some(2), context: 200, hidden: 12, ..Default::default() };
+        let options = EngineOptions {
+            threads: Some(2),
+            context: 200,
+            room: Room { hidden: 12, entered: 256 },
+            ..Default::default()
+        };
         let mut engine = Engine::new(model.clone(), &options).unwrap();
         let mut session = engine.session();
         session.wear(Some(worn.clone()));

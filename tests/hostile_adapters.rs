@@ -356,7 +356,7 @@ fn peft_directories_that_lie_or_want_more() {
             assert!(list.len() == 1 && error.kind() == kind && list[0].contains(text), "{text}: {error}");
         };
     for (key, value, text) in [
-        ("peft_type", json!("LOHA"), "peft_type: value: expected \"LORA\""),
+        ("peft_type", json!("OFT"), "peft_type: value: expected one of LORA"),
         ("layer_replication", json!([[0, 2]]), "layer_replication"),
         ("trainable_token_indices", json!([3]), "trainable_token_indices"),
         ("alora_invocation_tokens", json!([3]), "alora_invocation_tokens"),

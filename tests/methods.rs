@@ -86,7 +86,9 @@ fn compare(model: &str, method: &str, keep: Keep) {
     let model = open(folder.join("F32.gguf"));
     let answers = Answers::open(folder.join(method).join("gradients.safetensors"));
     let adapter = Arc::new(take(folder.join(method), &model));
-    assert_eq!(adapter.method().name, method.split('-').next().unwrap());
+    let name = method.split('-').next().unwrap();
+    // half of the matrices are whole matrices all the same
+    assert_eq!(adapter.method().name, if name == "hft" { "full" } else { name });
 
     // what is served
     let on = worn(&model, &[(&adapter, 1.0)]);
@@ -114,13 +116,15 @@ fn compare(model: &str, method: &str, keep: Keep) {
     for place in 0..trainer.layer().parts().len() {
         let grads = trainer.layer().grads().read(place).clone();
         for (key, got) in trainer.layer().named(&names, place, &grads) {
+            if key.ends_with(".token_indices") {
+                continue; // which learn nothing
+            }
             let error = relative(&got, &answers.numbers(&key));
             assert!(error < 1e-3, "{key}: {error:.1e}");
             (seen, worst) = (seen + 1, worst.max(error));
         }
     }
-    let kinds = [".lora_", ".ia3_", ".vera_"];
-    let all = answers.names().iter().filter(|n| kinds.iter().any(|k| n.contains(k))).count();
+    let all = answers.names().iter().filter(|n| n.starts_with("base_model.")).count();
     assert_eq!(seen, all);
     println!(
         "{method} {keep:?}: logits {forward:.1e}, loss {off:.1e}, worst of {seen} gradients {worst:.1e}"
@@ -142,6 +146,12 @@ cases! {
     vera_with_biases "llama-tied-bias" "vera";
     ia3_where_products_share_their_input "llama" "ia3-all";
     ia3_with_biases "llama-tied-bias" "ia3-all";
+    whole_matrices "llama" "full";
+    half_of_the_matrices "llama" "hft";
+    norms "llama" "norms";
+    norms_of_heads "qwen3" "norms";
+    tokens "llama" "tokens";
+    tokens_with_a_tied_head "llama-tied-bias" "tokens";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -178,13 +188,19 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
     let initial = curve.join(format!("initial-{kind}"));
     let layer = if initial.exists() {
         take(initial, &model).to_lora()
+    } else if let Some(targets) = settings.get("target_modules") {
+        let targets: Vec<_> = targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+        let targets = Some(Targets::parse(&targets.join(",")).unwrap());
+        let new = New { targets, ..New::of(Method::named("full").unwrap()) };
+        new.layer(&model, Level::chosen().unwrap(), 2).unwrap()
     } else {
         let rank = if name.contains("wide") { 2 } else { 4 };
         let new = New { rank, init: Init::named(method).unwrap(), ..New::of(&METHODS[0]) };
         new.layer(&model, Level::chosen().unwrap(), 2).unwrap()
     };
     let mut trainer = trainer(&model, layer, 2, Keep::Streams);
-    let rows = rows(&folder.join("curve/data.jsonl"));
+    let own = curve.join("data.jsonl");
+    let rows = rows(&if own.exists() { own } else { folder.join("curve/data.jsonl") });
     let (mut worst, mut worst_norm) = (0f64, 0f64);
     for (i, step) in stored["steps"].as_array().unwrap().iter().enumerate() {
         let window: Vec<_> = (0..4).map(|j| rows[(i * 4 + j) % rows.len()].clone()).collect();
@@ -202,9 +218,11 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
 
 #[test]
 fn twenty_steps() {
-    for method in ["dora", "ia3", "vera", "plus", "pissa", "olora"] {
+    for method in ["dora", "ia3", "vera", "plus", "pissa", "olora", "full", "hft", "norms", "tokens"] {
         follow("llama", "F32", method, 0.01);
     }
+    follow("qwen3", "F32", "norms", 0.01);
+    follow("llama-tied-bias", "F32", "tokens", 0.01);
 }
 
 #[test]
@@ -219,12 +237,16 @@ fn twenty_steps_on_quantized_bases() {
 /// A layer of a method with random numbers near its start.
 fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Adapter> {
     let method = Method::named(method).unwrap();
-    let new = New { rank: 3, targets: Some(Targets::parse(targets).unwrap()), ..New::of(method) };
+    let tokens = if method.name == "tokens" { vec![7, 3, 90] } else { vec![] };
+    let new = New { rank: 3, targets: Some(Targets::parse(targets).unwrap()), tokens, ..New::of(method) };
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
         let deviation = if method.paired { 0.05 } else { 0.2 }; // of vera, on λ alone
-        layer.params().get(i).iter_mut().for_each(|v| *v += deviation * rng.normal());
+        let Some(part) = layer.parts()[i] else { continue };
+        for (at, _) in part.learned() {
+            layer.params().get(i)[at].iter_mut().for_each(|v| *v += deviation * rng.normal());
+        }
     }
     layer.settle(model, Level::chosen().unwrap(), &mut |n, f| (0..n).for_each(f));
     Arc::new(Adapter::new("random", layer, Manifest::of(model), model.program()).unwrap())
@@ -242,6 +264,10 @@ fn files_there_and_back_in_both_forms() {
         ("ia3", "blk.1.mlp"),
         ("vera", "q,down"),
         ("vera", "all,head"),
+        ("full", "q,down"),
+        ("norms", "norms"),
+        ("norms", "blk.1.attn_norm,output_norm"),
+        ("tokens", "tokens"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -265,11 +291,12 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
+/// Methods whose layers begin as the base.
+const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens"];
+
 #[test]
 fn off_is_the_base_and_trained_is_served() {
-    for (file, methods) in
-        [("llama/F32", &["dora", "ia3", "vera"][..]), ("llama-wide/Q4_K", &["dora", "ia3", "vera"])]
-    {
+    for (file, methods) in [("llama/F32", METHODS_HERE), ("llama-wide/Q4_K", METHODS_HERE)] {
         let model = open(vectors().join(format!("{file}.gguf")));
         let tokens: Vec<u32> = (0..60).map(|i| (i * 7 + 3) % 100).collect();
         let example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
@@ -277,15 +304,23 @@ fn off_is_the_base_and_trained_is_served() {
         let base = bits(&logits(&mut one, &tokens, None));
         for method in methods {
             // at the start nothing is changed but DoRA's rounding of m/‖·‖
-            let fresh =
-                New::of(Method::named(method).unwrap()).layer(&model, Level::chosen().unwrap(), 1).unwrap();
+            let of = New::of(Method::named(method).unwrap());
+            let learned = if *method == "tokens" { vec![7, 3] } else { vec![] };
+            let fresh = New { tokens: learned, ..of }.layer(&model, Level::chosen().unwrap(), 1).unwrap();
             fresh.settle(&model, Level::chosen().unwrap(), &mut |n, f| (0..n).for_each(f));
             let fresh = Adapter::new("x", fresh, Manifest::default(), model.program()).unwrap();
             let fresh = worn(&model, &[(&Arc::new(fresh), 1.0)]);
             let start = logits(&mut one, &tokens, fresh.delta());
-            assert_eq!(bits(&start), base, "{method}: the start");
+            // (a matrix in f32 takes unrounded inputs, which a quantized one does not)
+            if *method != "full" || file.ends_with("F32") {
+                assert_eq!(bits(&start), base, "{method}: the start");
+            }
 
-            let targets = if *method == "ia3" { "k,v,gate,down" } else { "all,head" };
+            let targets = match *method {
+                "ia3" => "k,v,gate,down",
+                "norms" | "tokens" => method,
+                _ => "all,head",
+            };
             let adapter = random(&model, method, targets, 9);
             let on = worn(&model, &[(&adapter, 1.0)]);
             let with = bits(&logits(&mut one, &tokens, on.delta()));

@@ -462,6 +462,8 @@ impl Rules for Bottleneck {
     }
 
     fn unfoldable(&self) -> Option<&'static str> {
-        Some("an activation lies between the two matrices of a bottleneck: no sum with the base's matrix does the same")
+        Some(
+            "an activation lies between the two matrices of a bottleneck: no sum with the base's matrix does the same",
+        )
     }
 }

@@ -1,9 +1,9 @@
 //! What the numbers of a part do. Each effect is one file with its [`Rules`] and one line in [`EFFECTS`]; files on disk,
 //! stacks, merging, training and checkpoints ask the rules and know no effect by name.
 
-use super::layer::{Layer, Part};
 use super::bottleneck::{At, Bottleneck};
-use super::{bias, dora, ia3, lora, vera};
+use super::layer::{Layer, Part};
+use super::{bias, dora, ia3, lora, norms, tokens, vera, whole};
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -26,6 +26,12 @@ pub enum Effect {
     Inputs,
     /// `y + λb∘B·(λd∘(A·x))`, with A and B that all sites share
     Vera,
+    /// `W′·x`
+    Whole,
+    /// A norm's weight
+    Norm,
+    /// Rows of the embedding table
+    Rows,
     /// `y + s·U·φ(D·x)`
     Beside,
     /// `W·(x + s·U·φ(D·x))`
@@ -43,6 +49,9 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Outputs, &ia3::Factors { outputs: true }),
     (Effect::Inputs, &ia3::Factors { outputs: false }),
     (Effect::Vera, &vera::Vectors),
+    (Effect::Whole, &whole::Whole),
+    (Effect::Norm, &norms::Norm),
+    (Effect::Rows, &tokens::Embeddings),
     (Effect::Beside, &Bottleneck(At::Beside)),
     (Effect::Before, &Bottleneck(At::Before)),
     (Effect::Behind, &Bottleneck(At::Behind)),
@@ -220,8 +229,16 @@ pub(super) trait Rules: Sync {
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.
     fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng);
 
-    /// Makes it do `by` times what it did, if there is a part of its kind that does.
-    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool;
+    /// Numbers of the base's, laid out as its own, that its own stand in for.
+    fn stands_for(&self, model: &Model, level: Level, i: usize, numbers: &[f32]) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Makes it do `by` times what it did, if there is a part of its kind that does. Not asked of what stands in for numbers
+    /// of the base's.
+    fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool {
+        false
+    }
 
     // What follows from its numbers and the base.
 
@@ -348,6 +365,9 @@ pub(super) trait Rules: Sync {
         false
     }
 
+    /// Adds to logits what its embeddings differ by.
+    fn head(&self, layer: &Layer, i: usize, level: Level, x: &[f32], logits: &mut [f32]) {}
+
     /// Rows in front of a sequence.
     fn virtual_tokens(&self, part: &Part) -> usize {
         0
@@ -389,6 +409,8 @@ pub(super) trait Rules: Sync {
     ) {
         unreachable!("not around a product");
     }
+
+    fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {}
 
     fn embedding_back(&self, layer: &Layer, i: usize, tokens: &[u32], dy: Mat<'_>) {}
 

@@ -9,6 +9,8 @@
 //!                                           NAME.beft_bias [outputs]
 //! vera_a [most inputs, r]                   NAME.vera_d   [r]
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
+//! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
+//! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
 //! ```
 //! llama.cpp knows the type `lora` and refuses others, as it must.
 //!
@@ -131,7 +133,7 @@ pub(super) fn read(path: &Path, model: &Model) -> Result<Found> {
             },
         )
         .map_err(|e| e.in_file(path))?;
-    if lora.method().name != method.name {
+    if !lora.parts().iter().flatten().all(|p| method.has(p.effect)) {
         let (expected, found) = (method.name, lora.method().name);
         let error = Error::expected(Kind::Format, "matrices of the method", expected, found);
         return Err(error.at(Place::Key("adapter.type".into())).in_file(path));
@@ -149,7 +151,9 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     let method = method_of(metadata)?.name.into();
     let ranks = file
         .tensors()
-        .filter(|t| [".lora_a", ".adapter_down"].iter().any(|end| t.name().ends_with(end)) || t.name() == "vera_a")
+        .filter(|t| {
+            [".lora_a", ".adapter_down"].iter().any(|end| t.name().ends_with(end)) || t.name() == "vera_a"
+        })
         .filter_map(|t| t.dims().get(1).copied());
     let half = |t: TensorRef<'_>| contents::Half {
         name: t.name().into(),

@@ -227,11 +227,14 @@ impl Layer {
 
     /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist
     /// (DoRA). What follows from the numbers must be computed anew ([`Layer::settle`]).
-    pub fn times(&self, by: f32) -> Option<Layer> {
+    pub fn times(&self, model: &Model, level: Level, by: f32) -> Option<Layer> {
         let mut layer = self.copy();
         for (i, part) in layer.parts.iter_mut().enumerate() {
             let Some(part) = part else { continue };
-            if !part.rules().times(part, &mut layer.params.get(i), by) {
+            let (rules, mut numbers) = (part.rules(), layer.params.get(i));
+            if let Some(base) = rules.stands_for(model, level, i, &numbers) {
+                numbers.iter_mut().zip(base).for_each(|(v, base)| *v = base + by * (*v - base));
+            } else if !rules.times(part, &mut numbers, by) {
                 return None;
             }
             *layer.derived.get(i) = Derived::new(Some(part));
@@ -513,6 +516,12 @@ impl Delta for Layer {
         all.fold(false, |done, (i, _, rules)| done || rules.embedding(self, i, token, row))
     }
 
+    fn head(&self, level: Level, x: &[f32], logits: &mut [f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Table) {
+            rules.head(self, i, level, x, logits);
+        }
+    }
+
     fn virtual_tokens(&self) -> usize {
         self.elsewhere(Spot::Front).map(|(_, part, rules)| rules.virtual_tokens(part)).sum()
     }
@@ -584,6 +593,12 @@ impl Backward for Layer {
     fn embedding_back(&self, tokens: &[u32], dy: Mat<'_>) {
         for (i, _, rules) in self.elsewhere(Spot::Table).chain(self.elsewhere(Spot::Front)) {
             rules.embedding_back(self, i, tokens, dy);
+        }
+    }
+
+    fn head_back(&self, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {
+        for (i, _, rules) in self.elsewhere(Spot::Table) {
+            rules.head_back(self, i, level, x, dlogits, dx);
         }
     }
 

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! Ŵ = encode( g∘decode(W)∘l + Σᵢ wᵢ·gᵢ∘sᵢ·Bᵢ·Aᵢ )     g, l: gains of outputs and inputs, see worn
+//! bias = g∘bias + Σᵢ wᵢ·vᵢ                               where a gain reaches it, and for added vectors
 //! ```
 //! tensor by tensor and some rows at a time, so memory holds a few rows whatever the model's size. Products without an
 //! adapter keep their bytes. Encoding rounds again: a merged Q4 base is not the base with its adapter on, and the
-//! [`Merged`] of every tensor says how far off it is. What an adapter changes may be smaller than that.
+//! [`Merged`] of every tensor says how far off it is. What an adapter changes may be smaller than that. A vector can be added
+//! only to a bias that the file has, in F32: that is exact but for one rounding.
 //!
 //! # Heads that share the embedding table
 //! Folding into the shared table would change the lookup too. The head gets a matrix of its own, `output.weight`, and
@@ -156,8 +158,22 @@ pub fn merge(
     for tensor in weights.tensors() {
         let sites = names.sites().zip(&model.program().sites);
         let site = sites.filter(|(_, info)| info.name == tensor.name()).map(|(s, _)| s).next();
-        let changed = site.filter(|s| worn.stack().iter().any(|(a, _)| a.parts()[s.0 as usize].is_some()));
+        let changed = site.filter(|s| worn.changes_matrix(*s));
         let tied = changed.is_some_and(|s| names.tied(s));
+        let of_bias = names.sites().zip(&program.sites).find_map(|(site, info)| {
+            let (gain, sum) = worn.of_bias(site);
+            let here = (gain.is_some() || sum.is_some()) && bias_of(&info.name) == Some(tensor.name().into());
+            here.then_some((gain, sum))
+        });
+        if let Some((gain, sum)) = of_bias {
+            let Some((bytes, merged)) = wrong.keep(fold_bias(tensor, gain, sum)) else { continue };
+            builder.tensor_from(tensor.name(), tensor.kind(), tensor.dims(), move |sink| {
+                let mut work = shared.borrow_mut();
+                work.report.tensors.push(merged.clone());
+                work.put(sink, &bytes)
+            });
+            continue;
+        }
         if changed.is_none() || tied {
             builder.tensor_from(tensor.name(), tensor.kind(), tensor.dims(), move |sink| {
                 shared.borrow_mut().copy(tensor, sink)
@@ -170,11 +186,6 @@ pub fn merge(
                 wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
             }
         }
-        let bias = tensor.name().strip_suffix(".weight").map(|name| format!("{name}.bias"));
-        if bias.is_some_and(|b| weights.tensors().any(|t| t.name() == b)) && worn.scales_bias(site) {
-            let text = "factors of its outputs reach its bias too, which is not folded yet";
-            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(tensor.name().into())));
-        }
         shared.borrow_mut().report.untied |= tied;
         let kind = options.kind.unwrap_or(tensor.kind());
         let Some(fold) = wrong.keep(Fold::new(names.gguf(site), tensor, kind, worn, site)) else { continue };
@@ -182,10 +193,49 @@ pub fn merge(
             shared.borrow_mut().fold(&fold, sink)
         });
     }
+    for (site, info) in names.sites().zip(&program.sites).filter(|(site, _)| worn.of_bias(*site).1.is_some())
+    {
+        if !bias_of(&info.name).is_some_and(|bias| weights.tensors().any(|t| t.name() == bias)) {
+            let text = "this base has no bias here that a vector could be added to";
+            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(names.gguf(site).into())));
+        }
+    }
     wrong.refuse("the adapters cannot be folded into this base").map_err(|e| e.in_file(weights.path()))?;
     work.borrow_mut().all = builder.file_len()?;
     let bytes = write_atomically(path, options.overwrite, |out| builder.write(out))?;
     Ok(MergeReport { bytes, ..work.into_inner().report })
+}
+
+/// What the bias of a product is called.
+fn bias_of(matrix: &str) -> Option<String> {
+    matrix.strip_suffix(".weight").map(|name| format!("{name}.bias"))
+}
+
+/// `gain∘bias + sum`: its bytes, and what became of it.
+fn fold_bias(tensor: TensorRef<'_>, gain: Option<&[f32]>, sum: Option<&[f32]>) -> Result<(Vec<u8>, Merged)> {
+    let at = |e: Error| e.at(Place::Tensor(tensor.name().into()));
+    if tensor.kind() != Type::F32 {
+        let (what, found) = ("type of a bias to fold into", tensor.kind());
+        return Err(at(Error::expected(Kind::Unsupported, what, "F32", found)));
+    }
+    let from = Matrix::new(tensor)?;
+    let mut old = vec![0.0; from.rows * from.cols];
+    old.chunks_exact_mut(from.cols).enumerate().for_each(|(i, row)| from.decode_row(i, row));
+    let mut new = old.clone();
+    new.iter_mut().zip(gain.into_iter().flatten()).for_each(|(b, g)| *b *= g);
+    new.iter_mut().zip(sum.into_iter().flatten()).for_each(|(b, v)| *b += v);
+    if let Some(i) = new.iter().position(|v| !v.is_finite()) {
+        return Err(at(Error::new(Kind::Numeric, format!("number {i} would not be finite"))));
+    }
+    let squares = |each: &mut dyn Iterator<Item = f32>| each.map(|v| f64::from(v).powi(2)).sum();
+    let merged = Merged {
+        tensor: tensor.name().into(),
+        kind: Type::F32,
+        squares: squares(&mut new.iter().copied()),
+        changed: squares(&mut new.iter().zip(&old).map(|(a, b)| a - b)),
+        lost: 0.0,
+    };
+    Ok((new.iter().flat_map(|v| v.to_le_bytes()).collect(), merged))
 }
 
 /// What was folded in, as JSON.

@@ -4,8 +4,9 @@
 //! layer               what is fastened where, and its numbers
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
-//!   vera, bottleneck,
-//!   bias              what a layer computes, forward and backward          one file per effect
+//!   vera, whole,
+//!   norms, tokens,
+//!   bottleneck, bias  what a layer computes, forward and backward          one file per effect
 //! methods, new        all of them, and a layer made as asked; svd for starts that take from the base
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
@@ -29,12 +30,15 @@ mod merge;
 mod methods;
 mod names;
 mod new;
+mod norms;
 mod open;
 mod pattern;
 mod peft;
 mod svd;
 mod targets;
+mod tokens;
 mod vera;
+mod whole;
 mod worn;
 
 pub use contents::{Contents, Form, Half};

@@ -21,7 +21,9 @@ use super::methods::Method;
 use super::names::Names;
 use super::svd;
 use super::targets::Targets;
+use super::tokens::MOST;
 use super::vera::Shared;
+use super::whole::half;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::model::program::Spot;
@@ -30,6 +32,7 @@ use crate::rng::Rng;
 use crate::tensor::Team;
 use onlay_kernels::Level;
 use onlay_kernels::activate::Activation;
+use std::collections::BTreeSet;
 
 /// What A and B begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,6 +157,8 @@ pub struct New {
     pub alphas: Places,
     /// What A and B begin with.
     pub init: Init,
+    /// The tokens whose embeddings learn.
+    pub tokens: Vec<u32>,
     /// Of a bottleneck: tanh unless told.
     pub activation: Option<Activation>,
     /// Of a bottleneck: 1 unless told.
@@ -174,6 +179,7 @@ impl New {
             ranks: Places::default(),
             alphas: Places::default(),
             init: if method.activated() { Init::Bert } else { Init::Zero },
+            tokens: Vec::new(),
             activation: None,
             scaling: None,
             seed: 0,
@@ -245,6 +251,14 @@ impl New {
         {
             wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));
         }
+        if self.method.name == "hft" {
+            let learns = half_of(&names, &selected, self.seed);
+            parts.iter_mut().zip(learns).filter(|(_, l)| !l).for_each(|(p, _)| *p = None);
+        }
+        self.check_tokens(program.vocabulary, &mut wrong);
+        if self.method.has(Effect::Rows) {
+            parts.iter_mut().flatten().for_each(|p| p.rank = self.tokens.len());
+        }
         if wrong.is_empty() {
             Part::check_all(&parts, program, &mut wrong);
         }
@@ -258,6 +272,11 @@ impl New {
         if self.method.name == "vera" {
             let shared = Shared::random(&names, layer.parts(), self.rank, &mut Rng::new(self.seed));
             layer = layer.sharing(shared);
+        }
+        for (i, part) in layer.parts().iter().enumerate().filter(|(i, _)| *i == program.table_place()) {
+            let Some(part) = part else { continue };
+            let mut numbers = layer.params().get(i);
+            numbers[..part.rank].iter_mut().zip(&self.tokens).for_each(|(to, t)| *to = *t as f32);
         }
         if !self.init.takes() {
             layer.begin(model, level, &mut Rng::new(self.seed));
@@ -273,7 +292,65 @@ impl New {
     }
 }
 
+impl New {
+    fn check_tokens(&self, vocabulary: usize, wrong: &mut Findings) {
+        if !self.method.has(Effect::Rows) {
+            if !self.tokens.is_empty() {
+                let text = format!("{} has no tokens of its own", self.method.name);
+                wrong.push(Error::new(Kind::Argument, text));
+            }
+            return;
+        }
+        if self.tokens.is_empty() {
+            wrong.push(Error::expected(Kind::Argument, "tokens to learn", "at least one", "none"));
+        }
+        let most = vocabulary.min(MOST as usize);
+        let mut seen = BTreeSet::new();
+        for token in &self.tokens {
+            if *token as usize >= most {
+                wrong.push(Error::expected(Kind::Argument, "token", format!("below {most}"), token));
+            }
+            if !seen.insert(token) {
+                wrong.push(Error::new(Kind::Argument, format!("token {token} is there twice")));
+            }
+        }
+    }
+}
+
+/// Which of the selected products learn in a round of half fine-tuning.
+fn half_of(names: &Names, selected: &[bool], seed: u64) -> Vec<bool> {
+    let attention = |i| names.module(i).is_some_and(|m| m.contains("self_attn"));
+    half(selected, |i| Some((names.layer(i)?, attention(i))), seed)
+}
+
 impl Layer {
+    /// Another round of half fine-tuning (`hft`): the half of the blocks' matrices that `seed` draws learns, what was
+    /// trained before stays as it is, and both are the new layer.
+    ///
+    /// # Errors
+    /// `Argument` for a layer that is not of whole matrices.
+    pub fn next_half(&self, model: &Model, level: Level, seed: u64) -> Result<Layer> {
+        if self.parts().iter().flatten().any(|p| p.effect != Effect::Whole) {
+            let found = self.method().name;
+            return Err(Error::expected(Kind::Argument, "layer of another round", "hft or full", found));
+        }
+        let (program, names) = (model.program(), Names::of(model.program()));
+        let blocks = Targets::parse(self.method().targets)?.select(program)?;
+        let learns = half_of(&names, &blocks, seed);
+        let part = |(i, learns): (usize, bool)| {
+            let (inputs, outputs) = program.place_shape(i);
+            let new = Part { effect: Effect::Whole, inputs, outputs, ..Part::default() };
+            let old = self.parts().get(i).copied().flatten().map(|p| Part { frozen: outputs, ..p });
+            if learns { Some(new) } else { old }
+        };
+        let layer = Layer::over(program, learns.into_iter().enumerate().map(part).collect());
+        layer.begin(model, level, &mut Rng::new(seed));
+        for (i, _) in self.parts().iter().enumerate().filter(|(_, p)| p.is_some()) {
+            layer.params().get(i).copy_from_slice(&self.params().read(i));
+        }
+        Ok(layer)
+    }
+
     /// Begins a pair with a part of the base, and takes that part off.
     fn take_from(&self, model: &Model, level: Level, init: Init, i: usize, seed: u64) {
         let part =

@@ -18,7 +18,7 @@ use super::open::Adapter;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
-use crate::ops::{Delta, Lent, Site, VectorId};
+use crate::ops::{Delta, Lent, Room, Site, VectorId};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::ops::Range;
@@ -199,23 +199,13 @@ impl Worn {
     }
 
     fn standing(&self, model: &Model, i: usize) -> Option<Standing> {
-        let program = model.program();
-        let stands = |p: &Part| p.rules().replaces() || p.rules().spot() == Spot::Vector;
-        let with: Vec<_> = self.here(i).filter(|(_, p, _)| stands(p)).collect();
+        let with: Vec<_> = self.here(i).filter(|(_, p, _)| p.rules().replaces()).collect();
         let (&(k, _, weight), rest) = with.split_first()?;
         if rest.is_empty() && weight == 1.0 {
             return Some(Standing::Of(k));
         }
-        let base = match program.spot(i) {
-            Spot::Vector => model.bound().vector(VectorId((i - self.sites) as u32)).to_vec(),
-            _ => {
-                let matrix = model.bound().matrix(program.matrix_at(Site(i as u32)));
-                let mut all = vec![0.0; matrix.rows * matrix.cols];
-                let rows = all.chunks_exact_mut(matrix.cols).enumerate();
-                rows.for_each(|(row, to)| matrix.decode_row(row, to));
-                all
-            }
-        };
+        let numbers = self.stack[k].0.lora().params().read(i).clone();
+        let base = with[0].1.rules().stands_for(model, Level::chosen().ok()?, i, &numbers)?;
         let mut sum = base.clone();
         for (k, _, weight) in with {
             let numbers = self.stack[k].0.lora().params().read(i);
@@ -232,6 +222,11 @@ impl Worn {
             Standing::Of(k) => self.stack[*k].0.lora().params().read(i),
             Standing::Sum(sum) => sum.read(0),
         })
+    }
+
+    /// Whether something is done to a product that is not to its bias alone.
+    pub(super) fn changes_matrix(&self, site: Site) -> bool {
+        self.here(site.into()).any(|(k, p, _)| p.rules().output_sum(self.stack[k].0.lora(), site).is_none())
     }
 
     /// What the bias of a site is multiplied with, and what is added to it.
@@ -265,9 +260,9 @@ impl Worn {
         &self.stack
     }
 
-    /// Hidden numbers per row that it needs of a runner's plan (`Options::hidden`).
-    pub fn hidden(&self, program: &Program) -> usize {
-        program.widest(|site| self.width(site))
+    /// What it needs of a runner's plan (`Options::room`).
+    pub fn room(&self, program: &Program) -> Room {
+        program.room(self)
     }
 
     /// The adapters with hidden numbers at a site, each with its weight and the place of its hidden numbers.
@@ -391,6 +386,10 @@ impl Delta for Worn {
 
     fn embedding(&self, token: u32, row: &mut [f32]) -> bool {
         self.first(|layer| layer.embedding(token, row).then_some(())).is_some()
+    }
+
+    fn head(&self, level: Level, x: &[f32], logits: &mut [f32]) {
+        self.stack.iter().for_each(|(a, _)| a.lora().head(level, x, logits));
     }
 
     fn virtual_tokens(&self) -> usize {

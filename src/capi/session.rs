@@ -14,7 +14,7 @@ use crate::adapter::{Adapter, Worn};
 use crate::engine::{Choice, End, Engine, EngineOptions, Flow, Limits, Sampler, Session};
 use crate::error::{Error, Kind};
 use crate::model::{Memory, Model};
-use crate::ops::Delta;
+use crate::ops::{Delta, Room};
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
@@ -26,8 +26,8 @@ const MOST_STOPS: u64 = 1024;
 /// An `onlay_session`: an engine of one session, behind a lock that is only ever tried.
 pub struct Seat {
     model: Arc<Model>,
-    /// Hidden numbers that the engine has room for.
-    hidden: usize,
+    /// What the engine has for layers.
+    room: Room,
     state: Mutex<State>,
 }
 
@@ -53,10 +53,10 @@ impl Seat {
     fn wear(&self, state: &mut State, stack: Vec<(Arc<Adapter>, f32)>) -> Done {
         let program = self.model.program();
         let worn = Worn::new(&self.model, stack)?;
-        let hidden = worn.hidden(program);
-        if hidden > self.hidden {
-            let most = format!("at most {} hidden numbers (adapter_rank of the session)", self.hidden);
-            return Err(Error::expected(Kind::Argument, "adapters", most, hidden).into());
+        let room = worn.room(program);
+        if !self.room.holds(room) {
+            let most = format!("at most {} (adapter_rank of the session)", self.room);
+            return Err(Error::expected(Kind::Argument, "adapters", most, room).into());
         }
         state.stack = worn.stack().to_vec();
         state.session.wear(worn.delta().is_some().then(|| Arc::new(worn.clone()) as Arc<dyn Delta>));
@@ -68,6 +68,7 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
     let o = options.read("options")?;
     reserved(o.reserved)?;
     let rank = count(o.adapter_rank.into(), 0, 1 << 16, "adapter_rank")?;
+    let longest = model.program().sites.iter().map(|s| s.inputs).max().unwrap_or(0);
     let options = EngineOptions {
         threads: threads(o.threads)?,
         context: context(o.context, CONTEXT, model)?,
@@ -75,7 +76,10 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
         rows: count(o.rows, 1, 1 << 16, "rows")?,
         kv: precision(o.kv)?,
         // what a layer of this rank around every product would need
-        hidden: model.program().widest(|_| rank),
+        room: match rank {
+            0 => Room::default(),
+            _ => Room { hidden: model.program().widest(|_| rank), entered: longest },
+        },
     };
     let memory = Engine::plan(model, &options)?;
     Ok((options, memory))
@@ -138,7 +142,7 @@ export! {
         room_for(&memory)?;
         let engine = Engine::new(Arc::clone(&model), &options)?;
         let state = State { session: engine.session(), engine, stack: Vec::new() };
-        session.put(Arc::new(Seat { model, hidden: options.hidden, state: Mutex::new(state) }));
+        session.put(Arc::new(Seat { model, room: options.room, state: Mutex::new(state) }));
         Ok(())
     }
 

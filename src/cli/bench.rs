@@ -9,6 +9,7 @@ use onlay::adapter::{Lora, Targets, Worn};
 use onlay::engine::Engine;
 use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::model::Model;
+use onlay::ops::Room;
 use onlay::rng::Rng;
 use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer, peak_memory};
 use serde_json::json;
@@ -102,7 +103,7 @@ pub fn main(args: Args) -> Result<()> {
 fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<Vec<Test>> {
     let threads = args.machine.count();
     let layer = open::layer(worn);
-    let hidden = worn.as_ref().map_or(0, |w| w.hidden(model.program()));
+    let room = worn.as_ref().map_or(Room::default(), |w| w.room(model.program()));
     let mut shown = Progress::new();
     let mut tests = Vec::new();
     let mut run = |rank, name: String, tokens: u32, one: &mut dyn FnMut() -> Result<f64>| {
@@ -119,7 +120,7 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<
     let at = if depth > 0 { format!("@{depth}") } else { String::new() };
     let engine = |sessions: usize, tokens: u32| {
         let positions = depth.max(1) + tokens as usize;
-        Engine::new(Arc::clone(model), &bench::options(threads, sessions, positions, args.kv.kv, hidden))
+        Engine::new(Arc::clone(model), &bench::options(threads, sessions, positions, args.kv.kv, room))
     };
     if args.generate > 0 {
         let count = args.sessions as usize;

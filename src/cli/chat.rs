@@ -5,6 +5,7 @@ use super::{open, run, stop, terminal};
 use anyhow::Result;
 use onlay::engine::{Engine, Limits, Sampler, Session};
 use onlay::model::Model;
+use onlay::ops::Room;
 use onlay::text::Chat;
 use onlay::train::Flow;
 use serde_json::{Value, json};
@@ -51,7 +52,7 @@ struct Talk {
     session: Session,
     sampler: Sampler,
     /// Hidden numbers that the engine is planned for.
-    hidden: usize,
+    room: Room,
     messages: Vec<Value>,
 }
 
@@ -64,10 +65,10 @@ pub fn main(args: Args) -> Result<()> {
     let engine = open::engine(&model, &args.machine, &args.kv, context, &worn)?;
     let mut session = engine.session();
     session.wear(open::layer(&worn));
-    let hidden = worn.as_ref().map_or(0, |w| w.hidden(model.program()));
+    let room = worn.as_ref().map_or(Room::default(), |w| w.room(model.program()));
     let system = args.system.clone();
     let messages = Vec::new();
-    let mut talk = Talk { args, model, chat, context, engine, session, sampler, hidden, messages };
+    let mut talk = Talk { args, model, chat, context, engine, session, sampler, room, messages };
     talk.begin(system);
     // Says now, not after the first question, that there is no template.
     run::ask(&talk.model, talk.chat.as_ref(), json!([{"role": "user", "content": ""}]))?;
@@ -135,12 +136,12 @@ impl Talk {
             wear.adapters.push(weighted(path).map_err(anyhow::Error::msg)?);
         }
         let worn = open::worn(&self.model, &wear)?;
-        let hidden = worn.as_ref().map_or(0, |w| w.hidden(self.model.program()));
-        if hidden > self.hidden {
+        let room = worn.as_ref().map_or(Room::default(), |w| w.room(self.model.program()));
+        if !self.room.holds(room) {
             let Args { machine, kv, .. } = &self.args;
             self.engine = open::engine(&self.model, machine, kv, self.context, &worn)?;
             self.session = self.engine.session();
-            self.hidden = hidden;
+            self.room = room;
         }
         self.session.wear(open::layer(&worn));
         terminal::note(match path {

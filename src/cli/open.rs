@@ -7,6 +7,7 @@ use onlay::adapter::{Adapter, Worn};
 use onlay::engine::{Engine, EngineOptions, Layer};
 use onlay::error::Findings;
 use onlay::model::Model;
+use onlay::ops::Room;
 use onlay::{Error, Kind, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub fn engine(
         threads: machine.threads(),
         context,
         kv: kv.kv,
-        hidden: worn.as_ref().map_or(0, |w| w.hidden(model.program())),
+        room: worn.as_ref().map_or(Room::default(), |w| w.room(model.program())),
         ..EngineOptions::default()
     };
     Engine::new(Arc::clone(model), &options)

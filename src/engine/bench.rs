@@ -3,6 +3,7 @@
 use super::session::{Engine, EngineOptions, Layer, Session};
 use crate::error::{Error, Kind, Result};
 use crate::model::Model;
+use crate::ops::Room;
 use crate::ops::kv::{Precision, TILE};
 use crate::tensor::Team;
 use onlay_kernels::{Level, peak};
@@ -185,7 +186,7 @@ pub fn options(
     sessions: usize,
     positions: usize,
     kv: Precision,
-    hidden: usize,
+    room: Room,
 ) -> EngineOptions {
-    EngineOptions { threads: Some(threads), context: positions, rows: 512, kv, hidden, sessions }
+    EngineOptions { threads: Some(threads), context: positions, rows: 512, kv, room, sessions }
 }

@@ -5,8 +5,8 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{Memory, Model, Options, Request, Runner, Sequence, Wanted};
-use crate::ops::Delta;
 use crate::ops::kv::Precision;
+use crate::ops::{Delta, Room};
 use crate::tensor::Team;
 use onlay_kernels::Level;
 use std::sync::Arc;
@@ -28,13 +28,20 @@ pub struct EngineOptions {
     /// Rounding of keys and values.
     pub kv: Precision,
     /// Hidden numbers per row around the products of one input, of the largest layer that will be worn. For LoRA: the
-    /// rank times the matrices that share an input (q, k, v: three).
-    pub hidden: usize,
+    /// For the largest adapters that will be worn together (`Worn::room`).
+    pub room: Room,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { threads: None, context: 2048, sessions: 1, rows: 512, kv: Precision::F16, hidden: 0 }
+        EngineOptions {
+            threads: None,
+            context: 2048,
+            sessions: 1,
+            rows: 512,
+            kv: Precision::F16,
+            room: Room::default(),
+        }
     }
 }
 
@@ -49,7 +56,7 @@ impl EngineOptions {
             // a step of all sessions' next tokens must fit too
             rows: self.rows.min(self.context).max(self.sessions),
             kv: self.kv,
-            hidden: self.hidden,
+            room: self.room,
         }
     }
 }

@@ -8,7 +8,8 @@
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::ops::kv::Precision;
 use crate::ops::{
-    Add, Attend, Embed, Gate, Linear, MatrixId, Needs, Norm, Output, Rotate, Site, Step, VectorId,
+    Add, Attend, Delta, Embed, Gate, Linear, MatrixId, Needs, Norm, Output, Room, Rotate, Site, Step,
+    VectorId,
 };
 use crate::tensor::{Register, Storage};
 use onlay_kernels::acts::Grain;
@@ -151,13 +152,13 @@ impl Program {
     }
 
     /// What its operations need for batches of `rows` on `members` threads. `head_back`: how many rows of the head get
-    /// gradients at a time, 0 without a backward pass. `hidden`: see [`Needs::hidden`].
+    /// gradients at a time, 0 without a backward pass. `room`: what layers will want.
     pub fn needs(
         &self,
         rows: usize,
         members: usize,
         head_back: usize,
-        hidden: usize,
+        room: Room,
         storage: &[Storage],
     ) -> Needs {
         let has = |g| storage.iter().any(|s| s.grain() == Some(g));
@@ -167,7 +168,7 @@ impl Program {
             inputs: self.sites.iter().map(|s| s.inputs).max().unwrap_or(0),
             outputs: if head_back > 0 { inner.map(|s| s.outputs).max().unwrap_or(0) } else { 0 },
             head_back: (head_back, if head_back > 0 { self.vocabulary } else { 0 }),
-            hidden,
+            room,
             head: self.attention.head,
             group: self.attention.heads / self.attention.key_heads,
             members,
@@ -193,12 +194,24 @@ impl Program {
         MatrixId(at as u32)
     }
 
+    /// What a layer wants around the products.
+    pub fn room(&self, layer: &dyn Delta) -> Room {
+        let with = self.sites.iter().enumerate().filter(|(i, _)| layer.enters(Site(*i as u32)));
+        let entered = with.map(|(_, s)| s.inputs).max().unwrap_or(0);
+        Room { hidden: self.widest(|site| layer.width(site)), entered }
+    }
+
     /// The most hidden numbers per row that products of one input ask for, if a layer asks for `width(site)`.
     pub fn widest(&self, width: impl Fn(Site) -> usize) -> usize {
         let steps = self.segments.iter().flat_map(|s| &s.steps);
         let linears = steps.filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
         let sums = linears.map(|l| l.outputs.iter().map(|o| width(o.site)).sum());
         sums.chain([width(self.head.site)]).max().unwrap_or(0)
+    }
+
+    /// The embedding table.
+    pub fn table(&self) -> MatrixId {
+        MatrixId(0)
     }
 
     /// What kind of place it is.
@@ -237,7 +250,7 @@ impl Program {
         match i {
             _ if i < vectors => &self.sites[i].name,
             _ if i < self.table_place() => &self.vectors[i - vectors].name,
-            _ if i == self.table_place() => &self.matrices[0].name,
+            _ if i == self.table_place() => &self.matrices[self.table().0 as usize].name,
             _ => "front",
         }
     }

@@ -5,7 +5,7 @@ use super::program::Program;
 use crate::backend::{Backend, Machine, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Batch, Delta, MatrixId, Site, Span, Tables, Turns, VectorId};
+use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Tables, Turns, VectorId};
 use crate::tensor::{Matrix, Team};
 use onlay_kernels::Level;
 use onlay_kernels::norm::rms_norm;
@@ -35,8 +35,8 @@ pub struct Options {
     pub rows: usize,
     /// Rounding of keys and values.
     pub kv: Precision,
-    /// Hidden numbers per row around the products of one input, of the largest layer that will be worn.
-    pub hidden: usize,
+    /// For the largest layers that will be worn ([`Program::room`]).
+    pub room: Room,
 }
 
 /// The memory of a runner, in bytes.
@@ -164,7 +164,7 @@ impl Options {
             columns: program.columns(),
             frames: 1,
             back: false,
-            needs: program.needs(self.rows, self.threads, 0, self.hidden, &storage),
+            needs: program.needs(self.rows, self.threads, 0, self.room, &storage),
             kv: program.kv_shape(self.kv, program.segments.len()),
             // every sequence may leave most of its last tile empty
             tiles: Pool::tiles_for(self.positions) + self.sequences,
@@ -299,10 +299,10 @@ impl Runner {
                 ));
             }
             if let Some(delta) = r.delta {
-                let hidden = self.model.program().widest(|site| delta.width(site));
-                if hidden > self.options.hidden {
-                    let most = format!("at most {} hidden numbers", self.options.hidden);
-                    return Err(Error::expected(Kind::Argument, "size of a layer", most, hidden));
+                let room = self.model.program().room(delta);
+                if !self.options.room.holds(room) {
+                    let most = format!("at most {}", self.options.room);
+                    return Err(Error::expected(Kind::Argument, "size of a layer", most, room));
                 }
             }
             missing += Pool::tiles_for(end).saturating_sub(r.sequence.tiles.len());
@@ -343,6 +343,8 @@ impl Runner {
                 let row = &mut self.logits[..width]; // not yet in use: a row on its way to the norm
                 self.backend.save(program.result, first + t, row);
                 let to = &mut self.rows[n * width..(n + 1) * width];
+                let own = r.delta.and_then(|d| d.vector(program.head.norm));
+                let norm = own.as_ref().map_or(norm, |own| &own[..]);
                 rms_norm(self.options.level, row, norm, program.head.eps, to);
                 waiting[n] = (i, t);
                 n += 1;
@@ -386,6 +388,15 @@ impl Runner {
         let (x, y) =
             (&self.rows[..rows.len() * program.width], &mut self.logits[..rows.len() * program.vocabulary]);
         self.backend.product(&view, batch, at, x, y);
+        if program.head.matrix != program.table() {
+            return;
+        }
+        let x = self.rows.chunks_exact(program.width);
+        for (((i, _), x), z) in rows.iter().zip(x).zip(self.logits.chunks_exact_mut(program.vocabulary)) {
+            if let Some(delta) = requests[*i].delta {
+                delta.head(self.options.level, x, z);
+            }
+        }
     }
 
     /// Runs all tokens of one sequence in steps of as many rows as planned; `take` as in [`Runner::step`].

@@ -38,6 +38,7 @@ pub type Lent<'a> = RwLockReadGuard<'a, Vec<f32>>;
 /// # Elsewhere
 /// ```text
 /// vector     stands in for a norm's weight
+/// head       what that row differs by, in a head that shares the table
 /// embedding  the row of a token: of another one than the table's, or of one that is in no vocabulary
 /// virtual    rows in front of a sequence, tokens vocabulary, vocabulary + 1 … (prompt tuning)
 /// prefix     keys and values in front of a sequence's own, in every layer (prefix tuning)
@@ -127,6 +128,10 @@ pub trait Delta: Send + Sync {
         false
     }
 
+    /// Adds to the logits of a row x at the end of the program what the layer's embeddings differ by, where the head shares
+    /// the table.
+    fn head(&self, _: Level, _x: &[f32], _logits: &mut [f32]) {}
+
     /// Rows in front of a sequence, whose tokens are those behind the vocabulary.
     fn virtual_tokens(&self) -> usize {
         0
@@ -184,6 +189,9 @@ pub trait Backward {
 
     /// Adds to the gradients of its embeddings, from those of a batch's rows.
     fn embedding_back(&self, _tokens: &[u32], _dy: Mat<'_>) {}
+
+    /// Adds to the gradients of its embeddings, and to that of a row x, from those of [`Delta::head`]'s logits.
+    fn head_back(&self, _: Level, _x: &[f32], _dlogits: &[f32], _dx: &mut [f32]) {}
 
     /// Whether the layer learns keys and values in front of sequences.
     fn learns_prefix(&self) -> bool {

@@ -19,8 +19,8 @@
 //! x `[rows][inputs]`; several matrices may share it (q, k, v; gate, up): x is rounded once.
 
 use super::scratch::{BACK, BACK_STRIDE, Group, PANEL, ROWS, TASK, Worker};
-use super::{Base, Batch, Delta, Host, MatrixId, Operation, Site, VectorId};
-use crate::tensor::{Block, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
+use super::{Base, Batch, Delta, Host, Lent, MatrixId, Operation, Site, Span, VectorId};
+use crate::tensor::{Block, Chunks, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
 use onlay_kernels::acts::{self, ActsMut, Grain};
 use onlay_kernels::panel::{self, PanelMut};
 use onlay_kernels::{Level, dense, gemm};
@@ -34,9 +34,6 @@ pub(super) const FEW_WIDTH: usize = 512;
 
 /// The most matrices that share an input.
 pub(crate) const SHARING: usize = 4;
-
-/// Rows that a layer changes at a time in front of a dense product.
-const ENTERED: usize = 8;
 
 /// One product of a [`Linear`].
 #[derive(Clone, Debug)]
@@ -127,83 +124,112 @@ struct Task<'a> {
     bias: Option<&'a [f32]>,
     /// Whether some row's layer changes the base's own product.
     leaves: bool,
+    /// Whether some row's layer has a matrix of its own, and whether some has not.
+    stands: bool,
+    base: bool,
     /// Where its hidden numbers begin in a row.
     hidden: usize,
 }
 
-/// The rows that are multiplied: x, or what the layers of a batch make of it at a site.
-#[derive(Clone, Copy)]
-struct Inputs<'a> {
-    x: Mat<'a>,
-    entered: Option<(Batch<'a>, Site)>,
-}
-
-impl<'a> Inputs<'a> {
-    /// Row `i`; `spare` has room for one.
-    fn row<'b>(&self, i: usize, spare: &'b mut [f32]) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        match self.layer(i) {
-            None => self.x.row(i),
-            Some((delta, site)) => {
-                delta.enter(Level::PORTABLE, site, i, self.x.part(i..i + 1), spare, &mut Vec::new());
-                spare
-            }
-        }
-    }
-
-    /// The layer that changes row `i` on its way in.
-    fn layer(&self, i: usize) -> Option<(&'a dyn Delta, Site)> {
-        let (batch, site) = self.entered?;
-        let span = batch.spans.iter().find(|s| s.range().contains(&i)).expect("spans cover the rows");
-        Some((span.delta.filter(|d| d.enters(site))?, site))
-    }
-
-    /// All rows in `rows`; `spare` grows to hold them if it must.
-    fn rows<'b>(&self, rows: Range<usize>, spare: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        if self.entered.is_none() {
-            return self.x.part(rows).data();
-        }
-        let k = self.x.cols();
-        spare.resize((rows.len() * k).max(spare.len()), 0.0);
-        for (row, u) in rows.clone().zip(spare.chunks_exact_mut(k)) {
-            match self.layer(row) {
-                Some((delta, site)) => {
-                    delta.enter(Level::PORTABLE, site, row, self.x.part(row..row + 1), u, &mut Vec::new());
-                }
-                None => u.copy_from_slice(self.x.row(row)),
-            }
-        }
-        &spare[..rows.len() * k]
-    }
-}
-
 /// `y = x·Wᵀ + bias` and the layers of the batch's spans, for matrices that share `x`.
 pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Product<'_>>; SHARING]) {
-    let (level, scratch, batch, n) = (host.level, host.scratch, host.batch, x.rows());
+    let batch = host.batch;
+    multiply_batch(host, batch, x, products);
+}
+
+/// `y = W·x + bias` of a base product, without any layer.
+pub fn base_product(host: &mut Host<'_>, base: Base<'_>, x: Mat<'_>, y: MatMut<'_>) {
+    let n = x.rows();
+    let (whole, spans) = (0..n, [Span { rows: n, ..Span::NONE }]);
+    let batch = Batch { tokens: &[], spans: &spans, pieces: std::slice::from_ref(&whole) };
+    let mut products = [const { None }; SHARING];
+    products[0] = Some(Product { site: Site(u32::MAX), matrix: base.matrix, bias: base.bias, y });
+    multiply_batch(host, batch, x, products);
+}
+
+/// Whether the layer of some span says yes.
+fn says(batch: Batch<'_>, word: impl Fn(&dyn Delta) -> bool) -> bool {
+    batch.spans.iter().filter_map(|s| s.delta).any(word)
+}
+
+/// What the layers of a batch let into a site: x, where they change nothing.
+fn enter(host: &mut Host<'_>, batch: Batch<'_>, site: Site, x: Mat<'_>, u: &mut [f32]) {
+    let (level, scratch, k) = (host.level, host.scratch, x.cols());
+    let rows = (x.rows() / (4 * host.team.len())).clamp(1, 16);
+    let pieces = Chunks::new([u], rows * k);
+    host.team.run(&|member| {
+        while let Some((i, [u])) = pieces.next() {
+            let first = i * rows;
+            for span in batch.spans {
+                let part = span.range().start.max(first)..span.range().end.min(first + u.len() / k);
+                if part.is_empty() {
+                    continue;
+                }
+                let x = x.part(part.clone());
+                let u = &mut u[(part.start - first) * k..(part.end - first) * k];
+                match span.delta.filter(|d| d.enters(site)) {
+                    None => u.copy_from_slice(x.data()),
+                    Some(delta) => {
+                        let mut worker = scratch.workers.get(member);
+                        delta.enter(level, site, part.start, x, u, &mut worker.spare);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// What the layers of a batch make of whole rows behind a site.
+fn follow(host: &mut Host<'_>, batch: Batch<'_>, site: Site, y: MatMut<'_>) {
+    let (level, scratch, width) = (host.level, host.scratch, y.cols());
+    let rows = (y.rows() / (4 * host.team.len())).clamp(1, 16);
+    let pieces = Chunks::new([y.data()], rows * width);
+    host.team.run(&|member| {
+        while let Some((i, [y])) = pieces.next() {
+            let first = i * rows;
+            for span in batch.spans {
+                let part = span.range().start.max(first)..span.range().end.min(first + y.len() / width);
+                let Some(delta) = span.delta.filter(|d| !part.is_empty() && d.follows(site)) else {
+                    continue;
+                };
+                let y = &mut y[(part.start - first) * width..(part.end - first) * width];
+                let mut worker = scratch.workers.get(member);
+                delta.follow(level, site, part.start, MatMut::new(y, width), &mut worker.spare);
+            }
+        }
+    });
+}
+
+fn multiply_batch(
+    host: &mut Host<'_>,
+    batch: Batch<'_>,
+    x: Mat<'_>,
+    mut products: [Option<Product<'_>>; SHARING],
+) {
+    let (level, scratch, n) = (host.level, host.scratch, x.rows());
     if n == 0 {
         return;
     }
-    let says = |word: fn(&dyn Delta, Site) -> bool, site: Site| {
-        batch.spans.iter().filter_map(|s| s.delta).any(|d| word(d, site))
-    };
-    let enters = |p: &Product<'_>| says(|d, site| d.enters(site), p.site);
-    if products.iter().flatten().any(enters) && products[1].is_some() {
+    let entering = products.iter().flatten().find(|p| says(batch, |d| d.enters(p.site))).map(|p| p.site);
+    if entering.is_some() && products[1].is_some() {
         // they share x, but not what the layer makes of it
         for p in products.into_iter().flatten() {
             let mut one = [const { None }; SHARING];
             one[0] = Some(p);
-            multiply(host, x, one);
+            multiply_batch(host, batch, x, one);
         }
         return;
     }
-    let entered = products.iter().flatten().find(|p| enters(p)).map(|p| (batch, p.site));
-    let x = Inputs { x, entered };
-    let k = x.x.cols();
+    let mut entered = scratch.entered.get(0);
+    let u = match entering {
+        None => x,
+        Some(site) => {
+            let u = &mut entered[..n * x.cols()];
+            enter(host, batch, site, x, u);
+            Mat::new(u, x.cols())
+        }
+    };
+    let k = x.cols();
     let few = n <= FEW;
     let mut tasks: [Option<Task<'_>>; SHARING] = [const { None }; SHARING];
     let mut grids: [Option<Grid<'_, 1>>; SHARING] = [const { None }; SHARING];
@@ -216,10 +242,13 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
         *b = i * ROWS..((i + 1) * ROWS).min(n);
     }
     let members = host.team.len();
-    for ((slot, grid), p) in tasks.iter_mut().zip(&mut grids).zip(products) {
+    for ((slot, grid), p) in tasks.iter_mut().zip(&mut grids).zip(&mut products) {
         let Some(p) = p else { break };
         assert_eq!(p.matrix.cols, k, "a product's inputs");
-        match p.matrix.storage.grain() {
+        let site = p.site;
+        let stands = says(batch, |d| d.matrix(site).is_some());
+        let base = !stands || batch.spans.iter().any(|s| s.delta.is_none_or(|d| d.matrix(site).is_none()));
+        match p.matrix.storage.grain().filter(|_| base) {
             Some(Grain::Small) => grains[0] = true,
             Some(Grain::Large) => grains[1] = true,
             None => {}
@@ -230,10 +259,10 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
         } else {
             TASK
         };
-        let leaves = says(|d, site| d.leaves(site), p.site);
-        *slot = Some(Task { site: p.site, matrix: p.matrix, bias: p.bias, leaves, hidden });
-        hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(p.site)).max().unwrap_or(0);
-        *grid = Some(Grid::new([p.y], &blocks[..count], [width]));
+        let leaves = says(batch, |d| d.leaves(site));
+        *slot = Some(Task { site, matrix: p.matrix, bias: p.bias, leaves, base, stands, hidden });
+        hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(site)).max().unwrap_or(0);
+        *grid = Some(Grid::new([p.y.again()], &blocks[..count], [width]));
     }
     let mut all_hidden = scratch.hidden.get(0);
     let all_hidden = &mut all_hidden[..n * hidden];
@@ -256,7 +285,7 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 for (grain, slots) in [(Grain::Small, &scratch.small), (Grain::Large, &scratch.large)] {
                     if grains[usize::from(grain == Grain::Large)] {
                         let mut worker = scratch.workers.get(member);
-                        quantize(level, grain, few, x, rows.clone(), &mut slots.get(g), &mut worker);
+                        quantize(level, grain, few, u, rows.clone(), &mut slots.get(g), &mut worker);
                     }
                 }
             }
@@ -268,7 +297,7 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
                 let Some(delta) = batch.span_of(rows.start).delta else { continue };
                 let mut worker = scratch.workers.get(member);
                 let worker = &mut *worker;
-                let (x, memory) = (x.x.part(rows.clone()), (&mut worker.tile[..], &mut worker.spare));
+                let (x, memory) = (x.part(rows.clone()), (&mut worker.tile[..], &mut worker.spare));
                 hidden_part(level, delta, &tasks, x, rows.start, first, &mut block, memory);
             }
         };
@@ -296,9 +325,16 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
             };
             while let Some((b, [first], [mut block])) = grid.next() {
                 let rows = blocks[b].clone();
-                outputs(level, task, groups, x, rows.clone(), first, &mut block, few, &mut worker);
+                if task.base {
+                    outputs(level, task, groups, u, rows.clone(), first, &mut block, few, &mut worker);
+                }
                 for span in batch.spans {
                     let part = span.range().start.max(rows.start)..span.range().end.min(rows.end);
+                    if task.stands && !part.is_empty() {
+                        let at = part.start - rows.start;
+                        let own = span.delta.and_then(|d| d.matrix(task.site));
+                        stand_in(level, task, own, u.part(part.clone()), first, &mut block, at, &mut worker);
+                    }
                     if task.leaves && !part.is_empty() {
                         let part = part.start - rows.start..part.end - rows.start;
                         leave(span.delta, task, first, &mut block, part);
@@ -314,6 +350,38 @@ pub(crate) fn multiply(host: &mut Host<'_>, x: Mat<'_>, products: [Option<Produc
             }
         }
     });
+    drop(grids);
+    for p in products.iter_mut().flatten() {
+        if says(batch, |d| d.follows(p.site)) {
+            follow(host, batch, p.site, p.y.again());
+        }
+    }
+}
+
+/// The product with a matrix of the layer's, for some rows: `block`'s from `at` on.
+#[allow(clippy::too_many_arguments)]
+fn stand_in(
+    level: Level,
+    task: &Task<'_>,
+    own: Option<Lent<'_>>,
+    x: Mat<'_>,
+    first: usize,
+    block: &mut Block<'_>,
+    at: usize,
+    worker: &mut Worker,
+) {
+    let Some(own) = own else { return };
+    let (width, k) = (block.row(0).len(), x.cols());
+    let w = bytemuck::cast_slice(&own[first * k..(first + width) * k]);
+    let tile = &mut worker.tile[..x.rows() * width];
+    dense::product(level, dense::Dense::F32, w, 4 * k, x.data(), k, tile, width);
+    for (i, tile) in tile.chunks_exact(width).enumerate() {
+        let y = block.row(at + i);
+        match task.bias.filter(|_| !task.leaves) {
+            None => y.copy_from_slice(tile),
+            Some(bias) => y.iter_mut().zip(tile).zip(&bias[first..]).for_each(|((y, t), b)| *y = t + b),
+        }
+    }
 }
 
 /// Rounds one group of rows; packs it if the rows are many.
@@ -321,36 +389,31 @@ fn quantize(
     level: Level,
     grain: Grain,
     few: bool,
-    x: Inputs<'_>,
+    x: Mat<'_>,
     rows: Range<usize>,
     group: &mut Group,
     worker: &mut Worker,
 ) {
-    let (n, k) = (rows.len(), x.x.cols());
-    let spare = &mut worker.spare;
-    if x.entered.is_some() {
-        spare.resize(k.max(spare.len()), 0.0);
-    }
-    let spare = if x.entered.is_some() { &mut spare[..k] } else { &mut [] };
+    let (n, k) = (rows.len(), x.cols());
     if few {
-        return round(level, grain, x, rows, spare, group.write(grain, n, k));
+        return round(level, grain, x.part(rows), group.write(grain, n, k));
     }
     let (small, large) = worker.staged.as_mut().expect("many rows were planned for");
     let staged = if grain == Grain::Small { small } else { large };
-    round(level, grain, x, rows, spare, staged.write(grain, n, k));
+    round(level, grain, x.part(rows), staged.write(grain, n, k));
     acts::pack(level, grain, staged.read(grain, n, k), group.write(grain, acts::columns(level), k));
 }
 
-fn round(level: Level, grain: Grain, x: Inputs<'_>, rows: Range<usize>, spare: &mut [f32], to: ActsMut<'_>) {
-    let k = x.x.cols();
+fn round(level: Level, grain: Grain, x: Mat<'_>, to: ActsMut<'_>) {
+    let k = x.cols();
     let (blocks, pairs) = (k / grain.len(), k / 32);
-    for (i, row) in rows.enumerate() {
+    for i in 0..x.rows() {
         let to = ActsMut {
             q: &mut to.q[i * k..(i + 1) * k],
             d: &mut to.d[i * blocks..(i + 1) * blocks],
             sums: &mut to.sums[i * pairs..(i + 1) * pairs],
         };
-        acts::quantize(level, grain, x.row(row, spare), to);
+        acts::quantize(level, grain, x.row(i), to);
     }
 }
 
@@ -401,7 +464,7 @@ fn outputs(
     level: Level,
     task: &Task<'_>,
     groups: Option<&Slots<Group>>,
-    x: Inputs<'_>,
+    x: Mat<'_>,
     rows: Range<usize>,
     first: usize,
     block: &mut Block<'_>,
@@ -417,13 +480,7 @@ fn outputs(
     let tile = &mut worker.tile[..padded * stride];
     match (m.storage, groups) {
         (Storage::Dense(d), _) => {
-            // what a layer makes of x is made some rows at a time, for it is in no plan
-            let some = if x.entered.is_some() { ENTERED } else { rows.len() };
-            for first in rows.clone().step_by(some) {
-                let x = x.rows(first..(first + some).min(rows.end), &mut worker.spare);
-                let tile = &mut tile[(first - rows.start) * stride..];
-                dense::product(level, d, w, m.row_bytes, x, m.cols, tile, stride);
-            }
+            dense::product(level, d, w, m.row_bytes, x.part(rows).data(), m.cols, tile, stride);
         }
         (Storage::Block(f), Some(groups)) if few => {
             let x = groups.read(0);
@@ -532,7 +589,7 @@ const DECODED: usize = 4;
 /// f32 over the decoded weights; rows of x one after the other, so members change no bit.
 pub fn output_products(host: &mut Host<'_>, w: Matrix<'_>, x: Mat<'_>, dy: Mat<'_>, out: &mut [f32]) {
     let (level, scratch, n, k) = (host.level, host.scratch, x.rows(), w.cols);
-    let pieces = crate::tensor::Chunks::new([out], DECODED);
+    let pieces = Chunks::new([out], DECODED);
     host.team.run(&|member| {
         while let Some((piece, [out])) = pieces.next() {
             let (first, m) = (piece * DECODED, out.len());

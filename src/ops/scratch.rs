@@ -8,6 +8,33 @@ use onlay_kernels::attention::{self, Running, TILE};
 use onlay_kernels::panel::PanelMut;
 use onlay_kernels::{gemm, panel};
 
+/// Memory that layers want around products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Hidden numbers per row around the products of one input.
+    pub hidden: usize,
+    /// The longest input of a product in front of which a layer stands.
+    pub entered: usize,
+}
+
+impl Room {
+    /// Whether there is as much of everything.
+    pub fn holds(&self, other: Room) -> bool {
+        self.hidden >= other.hidden && self.entered >= other.entered
+    }
+
+    /// The most of both.
+    pub fn or(self, other: Room) -> Room {
+        Room { hidden: self.hidden.max(other.hidden), entered: self.entered.max(other.entered) }
+    }
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} hidden numbers and {} entering ones a row", self.hidden, self.entered)
+    }
+}
+
 /// What the operations of a program will ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -19,8 +46,8 @@ pub struct Needs {
     pub outputs: usize,
     /// Rows and outputs of the head's backward pass, which takes fewer rows at a time.
     pub head_back: (usize, usize),
-    /// Hidden numbers per row of all layers around the products that share an input.
-    pub hidden: usize,
+    /// For the layers.
+    pub room: Room,
     /// Columns per head.
     pub head: usize,
     /// Query heads per key head.
@@ -146,6 +173,8 @@ pub struct Scratch {
     pub(super) large: Slots<Group>,
     pub(super) workers: Slots<Worker>,
     pub(super) hidden: Slots<Vec<f32>>,
+    /// What layers let into a product.
+    pub(super) entered: Slots<Vec<f32>>,
     /// Gradients of outputs, packed for the backward product: one slot per group of rows.
     pub(super) packed: Slots<Vec<f32>>,
 }
@@ -182,7 +211,8 @@ impl Scratch {
                 spare: Vec::with_capacity(if back { BACK.0 * BACK_STRIDE } else { 16 * TASK }),
                 attend: Attending::new(needs.head, back),
             }),
-            hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.hidden]),
+            hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.hidden]),
+            entered: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.entered]),
             packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |i| {
                 vec![0.0; Self::packed(level, needs, i)]
             }),
@@ -238,7 +268,7 @@ impl Scratch {
         }
         total += groups * if needs.small { group(Grain::Small) } else { 0 };
         total += groups * if needs.large { group(Grain::Large) } else { 0 };
-        total += 4 * (needs.rows * needs.hidden) as u64;
+        total += 4 * (needs.rows * (needs.room.hidden + needs.room.entered)) as u64;
         if back {
             let groups = needs.rows.div_ceil(gemm::rows(level));
             total += (0..groups).map(|i| 4 * Self::packed(level, needs, i) as u64).sum::<u64>();

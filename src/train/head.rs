@@ -14,7 +14,7 @@ use crate::adapter::Lora;
 use crate::backend::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::model::View;
-use crate::ops::{Batch, Delta, Span};
+use crate::ops::{Backward, Batch, Delta, Span, add_weight_back};
 use crate::tensor::{Chunks, Slots};
 use onlay_kernels::norm::{rms_norm, rms_norm_grad};
 use onlay_kernels::{Level, softmax};
@@ -157,7 +157,8 @@ impl Head<'_> {
     fn product(&mut self, part: &[Target]) {
         let program = self.view.model.program();
         let (width, m) = (program.width, part.len());
-        let norm = self.view.model.bound().vector(program.head.norm);
+        let own = self.worn.and_then(|d| d.vector(program.head.norm));
+        let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);
         for (target, to) in part.iter().zip(self.x.chunks_exact_mut(width)) {
             let row = target.row as usize * width;
             rms_norm(self.level, &self.last[row..row + width], norm, program.head.eps, to);
@@ -168,6 +169,11 @@ impl Head<'_> {
         let at = (program.head.site, program.head.matrix);
         let (x, z) = (&self.x[..m * width], &mut self.logits[..m * program.vocabulary]);
         self.backend.product(&self.view, batch, at, x, z);
+        if let Some(delta) = self.worn.filter(|_| program.head.matrix == program.table()) {
+            for (x, z) in x.chunks_exact(width).zip(z.chunks_exact_mut(program.vocabulary)) {
+                delta.head(self.level, x, z);
+            }
+        }
     }
 
     /// Their losses; the logits stay.
@@ -194,14 +200,30 @@ impl Head<'_> {
     fn back(&mut self, part: &[Target]) {
         let program = self.view.model.program();
         let (width, m) = (program.width, part.len());
-        let norm = self.view.model.bound().vector(program.head.norm);
         let (whole, spans) = (0..m, [Span { first: 0, rows: m, delta: self.worn, ..Span::NONE }]);
         let batch = Batch { tokens: &self.tokens[..m], spans: &spans, pieces: std::slice::from_ref(&whole) };
         let at = (program.head.site, program.head.matrix);
         let (x, z) = (&self.x[..m * width], &self.logits[..m * program.vocabulary]);
         let dx = &mut self.dx[..m * width];
         dx.fill(0.0);
+        if program.head.matrix == program.table() {
+            let rows = x.chunks_exact(width).zip(z.chunks_exact(program.vocabulary));
+            for ((x, z), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+                self.layer.head_back(self.level, x, z, dx);
+            }
+        }
         self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.layer);
+        if self.layer.learns_vector(program.head.norm) {
+            let dw = &mut self.x[..width]; // the rows in it are done with
+            dw.fill(0.0);
+            for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
+                let row = target.row as usize * width;
+                add_weight_back(self.level, &self.last[row..row + width], dx, program.head.eps, dw);
+            }
+            self.layer.vector_back(program.head.norm, dw);
+        }
+        let own = self.worn.and_then(|d| d.vector(program.head.norm));
+        let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);
         for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
             let rows = target.row as usize * width..(target.row as usize + 1) * width;
             rms_norm_grad(

@@ -19,7 +19,7 @@ use crate::backend::{Backend, Machine, Plan};
 use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Batch, Delta, Needs, Span, Step, Turns};
+use crate::ops::{Attend, Backward, Batch, Delta, Needs, Span, Step, Turns};
 use crate::rng::hash;
 use crate::tensor::{Register, Slots, Team};
 use onlay_kernels::{Level, adam, math};
@@ -103,12 +103,19 @@ impl std::fmt::Debug for Trainer {
     }
 }
 
+/// Whether the layer learns the weight of this step's norm.
+fn learns_norm(layer: &Lora, step: &Step) -> bool {
+    matches!(step, Step::Norm(norm) if layer.learns_vector(norm.weight))
+}
+
 /// The first segment with a backward pass, and the registers in it whose gradients lead to a part of the layer.
 fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
     let program = model.program();
     let learned: Vec<bool> = layer.parts()[..program.sites.len()].iter().map(Option::is_some).collect();
+    let steps = |s: &crate::model::program::Segment| s.steps.iter().any(|step| learns_norm(layer, step));
+    let norms = program.segments.iter().position(steps);
     let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
-    let lowest = segments.min().unwrap_or(program.segments.len());
+    let lowest = segments.chain(norms).min().unwrap_or(program.segments.len());
     let mut wanted = vec![false; program.registers.len()];
     if let Some(segment) = program.segments.get(lowest) {
         for step in &segment.steps {
@@ -118,7 +125,7 @@ fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
                     let here = |o: &&crate::ops::Output| from_below || learned[o.site.0 as usize];
                     l.outputs.iter().filter(here).map(|o| o.to).collect()
                 }
-                other if from_below => other.operation().writes(),
+                other if from_below || learns_norm(layer, other) => other.operation().writes(),
                 _ => vec![],
             };
             for r in writes {
@@ -131,9 +138,9 @@ fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
 
 impl TrainOptions {
     fn needs(&self, model: &Model, layer: &Lora) -> Needs {
-        let hidden = model.program().widest(|site| layer.width(site));
+        let room = model.program().room(layer);
         let head = HEAD_ROWS.min(self.rows);
-        model.program().needs(self.rows, self.threads, head, hidden, &model.bound().storage())
+        model.program().needs(self.rows, self.threads, head, room, &model.bound().storage())
     }
 
     fn plan(&self, model: &Model, layer: &Lora) -> Plan {

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from make_curves import SETTINGS, rows_of
 from make_gradients import first_label, masked_rows, mean_loss
-from reference import load, log_softmax, logits_of, numbers, save, write_json
+from reference import load, log_softmax, logits_of, save, write_json
 
 PEFT = "PEFT fp32, eager attention, over F32.gguf read by gguf-py"
 TORCH = "PyTorch fp32, eager attention, over F32.gguf read by gguf-py"
@@ -106,7 +106,7 @@ def write_gradients(name, folder, method, model, named, made_by, penalty=nothing
         tensors = tensors | {f"tokens.{i}": tokens, f"labels.{i}": labels, f"last.{i}": last}
     tensors |= {"loss": np.array([double]), "trained": np.array([trained], np.int32), "grad_norm": np.array([norm])}
     if penalty is not nothing:
-        tensors["penalty"] = np.array([float(punished)])
+        tensors["penalty"] = np.array([punished.item()])
     save(target / "gradients.safetensors", tensors, made_by)
     error = slope_error(model, named, gradients, rows, penalty)
     print(f"{name:16} {method:17} loss {double:.4f} over {trained} tokens  gradient norm {norm:.3f}, smallest tensor "
@@ -133,7 +133,7 @@ def write_curve(name, folder, method, model, named, rate, kind="F32", penalty=no
         norm = torch.nn.utils.clip_grad_norm_(trained, SETTINGS["max_grad_norm"])
         optimiser.step()
         steps.append(dict(step=step + 1, loss=loss.item(), tokens=tokens, lr=rate, grad_norm=norm.item())
-                     | ({} if penalty is nothing else dict(penalty=float(punished))) | (after(step) if after else {}))
+                     | ({} if penalty is nothing else dict(penalty=punished.item())) | (after(step) if after else {}))
     with torch.no_grad():
         last, _ = mean_loss(model, rows)
     write_json(curve / f"{kind}.json", dict(base=f"{kind}.gguf", settings=settings, steps=steps, loss_after_all_rows=last.item()))

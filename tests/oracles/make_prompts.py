@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from answers import PEFT, check_reload, norm_of, normal, write_curve, write_gradients
 from make_curves import rows_of
 from make_gradients import masked_rows
-from reference import load, logits_of, numbers, save, save_adapter
+from reference import load, numbers, save, save_adapter
 
 VIRTUAL, HIDDEN = 3, 16  # virtual tokens; width of the encoders
 MODELS = {"llama": ["prefix", "prefix-projection", "prompt", "prompt-masked", "ptuning"], "qwen3": ["prefix"]}

@@ -2,8 +2,8 @@
 #![allow(dead_code)]
 
 use onlay::model::{Model, Options, Runner, Wanted};
-use onlay::ops::Delta;
 use onlay::ops::kv::Precision;
+use onlay::ops::{Delta, Room};
 use onlay_kernels::Level;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub fn options(threads: usize) -> Options {
         context: 256,
         rows: 128,
         kv: Precision::F32,
-        hidden: 64,
+        room: Room { hidden: 64, entered: 256 },
     }
 }
 

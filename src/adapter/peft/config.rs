@@ -3,7 +3,9 @@
 use super::super::layer::{Effect, Part};
 use super::super::methods::{METHODS, Method};
 use super::super::names::Names;
+use super::super::open::Adapter;
 use super::super::pattern::Pattern;
+use super::super::tokens::MOST;
 use super::bottlenecks::{self, Bottlenecks};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
@@ -50,6 +52,7 @@ static KNOWN: &[&str] = &[
     "save_projection",
     "target_modules",
     "task_type",
+    "token_indices",
     "use_dora",
     "use_rslora",
     "vera_dropout",
@@ -73,6 +76,8 @@ pub(super) struct Config {
     bottlenecks: Option<Bottlenecks>,
     /// The method, by our name.
     pub method: &'static str,
+    /// The tokens that have embeddings of their own.
+    pub tokens: Vec<f32>,
     /// The base's name.
     pub base_name: Option<String>,
 }
@@ -140,18 +145,19 @@ impl Config {
             wrong.push(Error::expected(Kind::Format, "configuration", "a JSON object", "something else"));
         }
         let mut method = if says_nothing(get("use_dora")) { "lora" } else { "dora" };
+        let known = |t: &str| METHODS.iter().find(|m| m.peft == t);
         match get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
-            Some(Value::String(t)) if t == "IA3" => method = "ia3",
-            Some(Value::String(t)) if t == "VERA" => method = "vera",
             Some(Value::String(t)) if t == "BOTTLENECK" => method = bottleneck(Some(all)),
-            Some(Value::String(t)) if t == "BEFT" => method = "bias",
-            Some(t) => {
-                let mut names: Vec<_> = METHODS.iter().map(|m| format!("\"{}\"", m.peft)).collect();
-                names.dedup();
-                let expected = format!("{}; others are not supported yet", names.join(", "));
-                wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
-            }
+            Some(t) => match t.as_str().and_then(known) {
+                Some(found) => method = found.name,
+                None => {
+                    let mut all: Vec<_> = METHODS.iter().map(|m| m.peft).collect();
+                    all.dedup();
+                    let expected = format!("one of {}; others are not supported", all.join(", "));
+                    wrong.push(bad("peft_type", Kind::Unsupported, &expected, t))
+                }
+            },
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key("peft_type".into()))),
         }
         let bottlenecks = matches!(method, "parallel" | "series").then(|| Bottlenecks::read(all, wrong));
@@ -181,7 +187,7 @@ impl Config {
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || matches!(method, "ia3" | "vera" | "parallel" | "series" | "bias") => {}
+            _ if good || !matches!(method, "lora" | "dora") => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
@@ -191,7 +197,19 @@ impl Config {
         need("lora_alpha", "a finite number other than 0", a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
+        let tokens = match get("token_indices") {
+            _ if method != "tokens" => vec![],
+            Some(Value::Array(all)) if all.iter().all(|t| t.as_u64().is_some_and(|t| t < MOST.into())) => {
+                all.iter().filter_map(|t| t.as_u64().map(|t| t as f32)).collect()
+            }
+            other => {
+                let found = other.unwrap_or(&Value::Null);
+                wrong.push(bad("token_indices", Kind::Format, "a list of tokens", found));
+                vec![]
+            }
+        };
         Config {
+            tokens,
             rank: r,
             bottlenecks,
             method,
@@ -285,28 +303,49 @@ fn patterns<T>(
     all
 }
 
-/// A configuration for these parts.
-pub(super) fn make(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
-    let method = Method::of(parts.iter().flatten()).name;
-    if method == "ia3" {
-        return make_ia3(names, parts, base_name);
+/// A configuration for an adapter.
+pub(super) fn make(names: &Names, adapter: &Adapter) -> Value {
+    let (parts, base_name) = (adapter.parts(), adapter.manifest().base_name.as_deref());
+    let method = adapter.method();
+    match method.name {
+        "lora" | "dora" | "vera" => make_paired(names, parts, base_name),
+        "ia3" => make_ia3(names, parts, base_name),
+        "tokens" => {
+            let mut config = make_plain(names, parts, base_name, method);
+            let part = parts.iter().enumerate().find_map(|(i, p)| Some((i, (*p)?)));
+            let tokens: Vec<u32> = part
+                .map_or(vec![], |(i, p)| adapter.numbers(i)[..p.rank].iter().map(|t| *t as u32).collect());
+            config["token_indices"] = tokens.into();
+            config["target_modules"] = "model.embed_tokens".into();
+            config
+        }
+        "parallel" | "series" => {
+            let mut config = make_plain(names, parts, base_name, method);
+            bottlenecks::add(&mut config, method.name, parts);
+            config
+        }
+        _ => make_plain(names, parts, base_name, method),
     }
+}
+
+/// What every method has: its name there, and its modules.
+fn make_plain(names: &Names, parts: &[Option<Part>], base_name: Option<&str>, method: &Method) -> Value {
     let with: Vec<_> =
         names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
-    if let ("parallel" | "series", Some((_, first, _))) = (method, with.first()) {
-        return bottlenecks::make(method, first, modules(names, parts, &with), base_name);
-    }
-    if method == "bias" {
-        return json!({
-            "peft_type": "BEFT",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base_name,
-            "inference_mode": true,
-            "target_modules": modules(names, parts, &with),
-            "init_weights": true,
-            "modules_to_save": null,
-        });
-    }
+    json!({
+        "peft_type": method.peft,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": true,
+        "target_modules": modules(names, parts, &with),
+    })
+}
+
+/// A configuration of pairs.
+fn make_paired(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> Value {
+    let method = Method::of(parts.iter().flatten()).name;
+    let with: Vec<_> =
+        names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
     let alpha = most_common(with.iter().map(|(_, p, _)| alpha_of(p).to_bits())).map_or(1.0, f64::from_bits);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());

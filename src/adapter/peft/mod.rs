@@ -7,6 +7,9 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
+//! base_model.model.PATH.ln_tuning_layers.weight [length]
+//! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
 //! base_model.model.PATH.adapter_down.weight [b][n]  .adapter_up.weight [m][b]  .adapter_scaling [1]   bottlenecks.rs
 //! base_model.model.PATH.beft_bias               [1][outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
@@ -26,6 +29,7 @@ use super::manifest::Manifest;
 use super::methods::Method;
 use super::names::Names;
 use super::open::{Adapter, Found, judge};
+use super::tokens;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::format::files::{directory_of, flush_directory, write_atomically};
 use crate::model::Model;
@@ -70,6 +74,17 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
             Err(e) => gather.wrong.push(e.at(shown(&name))),
         }
     }
+    if !config.tokens.is_empty() {
+        let (rows, tokens) = (config.tokens.len(), config.tokens.clone());
+        let name = "token_indices".to_owned();
+        let half = Half { name, rows, cols: 1, numbers: Box::new(move || Ok(tokens.clone())) };
+        gather.put(
+            model.program().table_place(),
+            &tokens::KEYS[0],
+            Place::Key("token_indices".into()),
+            Ok(half),
+        );
+    }
     let lora = gather.finish(
         |place, part| {
             if !part.rules().scaled() {
@@ -80,8 +95,9 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         },
         |_, _, _| Ok(()),
     )?;
-    if lora.method().name != config.method {
-        let (expected, found) = (config.method, lora.method().name);
+    let method = Method::named(config.method)?;
+    if !lora.parts().iter().flatten().all(|p| method.has(p.effect)) {
+        let (expected, found) = (method.name, lora.method().name);
         return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
     }
     let base_name = manifest.base_name.clone().or(config.base_name);
@@ -106,9 +122,9 @@ fn open(directory: &Path) -> Result<(Value, Tensors)> {
 pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let (json, tensors) = open(directory)?;
     let halves: Vec<_> = tensors.all().collect();
-    let ranks = halves
-        .iter()
-        .filter(|h: &&contents::Half| [".lora_A.weight", ".vera_A", ".adapter_down.weight"].iter().any(|end| h.name.ends_with(end)));
+    let ranks = halves.iter().filter(|h: &&contents::Half| {
+        [".lora_A.weight", ".vera_A", ".adapter_down.weight"].iter().any(|end| h.name.ends_with(end))
+    });
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
@@ -155,6 +171,10 @@ fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usiz
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
+    let head = module == "lm_head" && std::ptr::eq(key, &tokens::KEYS[1]);
+    if head && names.from_module(module).is_some_and(|head| names.tied(head)) {
+        return Ok(None); // the same rows a second time
+    }
     let Some(place) = names.from_module(module) else {
         let shown: String = module.chars().take(80).collect();
         return Err(Error::new(Kind::Mismatch, format!("this base has no product {shown}")));
@@ -185,10 +205,21 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
         for tensor in part.rules().tensors(&part) {
             let here = first..first + tensor.len();
             first = here.end;
+            if std::ptr::eq(tensor.key, &tokens::KEYS[0]) {
+                continue; // in the configuration
+            }
             let (name, shape) = (format!("{ROOT}{module}{}", tensor.key.peft), tensor.shape());
             let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
             matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
+    }
+    // PEFT keeps the rows of a table that the head shares a second time
+    let table = model.program().table_place();
+    if let (Some(Some(part)), true) = (adapter.parts().get(table), names.tied(model.program().head.site)) {
+        let name = format!("{ROOT}lm_head{}", tokens::KEYS[1].peft);
+        let rows = part.rank;
+        let numbers = move || adapter.numbers(table)[rows..].to_vec();
+        matrices.push(Matrix { name, shape: vec![rows, part.outputs], numbers: Box::new(numbers) });
     }
     if let Some(s) = adapter.lora().shared() {
         let rows = move || (0..s.outputs).flat_map(move |o| (0..s.rank).map(move |j| (o, j)));
@@ -200,7 +231,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     }
     bottlenecks::check(adapter.parts(), &mut wrong);
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let config = config::make(&names, adapter.parts(), adapter.manifest().base_name.as_deref());
+    let config = config::make(&names, adapter);
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));
 

@@ -71,7 +71,7 @@ pub fn hold(
         context: longest,
         rows: longest.clamp(2, 256),
         kv: args.kv.kv,
-        hidden: wear(1.0)?.hidden(model.program()),
+        room: wear(1.0)?.room(model.program()),
     };
     let mut runner = Runner::new(Arc::clone(model), options)?;
     let mut progress = terminal::Progress::new();
@@ -109,7 +109,7 @@ pub fn hold(
     let mut layer = adapter.to_lora();
     if scale != 1.0 {
         // a run whose method has no such numbers is refused before it starts
-        layer = layer.times(scale).context("this layer cannot be scaled")?;
+        layer = layer.times(model, level, scale).context("this layer cannot be scaled")?;
         layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     }
     let scaled =

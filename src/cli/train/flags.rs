@@ -94,9 +94,15 @@ pub struct Args {
     /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down]
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub targets: Option<String>,
+    /// The tokens whose embeddings learn (--method tokens), between commas: numbers, or tokens as the vocabulary spells them
+    #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub tokens: Option<String>,
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
+    /// Another round of half fine-tuning: draw another half of the matrices by --seed, and keep what was trained before
+    #[arg(long, requires = "init_adapter", help_heading = "Layer")]
+    pub next_half: bool,
 
     /// sft, dpo, ipo, orpo, simpo or kto [default: what the rows are for: preferences dpo, feedback kto, others sft]
     #[arg(long, value_name = "NAME", value_parser = objective, help_heading = "Objective")]

@@ -155,7 +155,11 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
     if let Some(path) = &args.init_adapter {
         let (adapter, warnings) = Adapter::open(path, model)?;
         warnings.iter().for_each(|w| terminal::warn(format_args!("{}: {w}", path.display())));
-        return Ok((adapter.to_lora(), Some(*adapter.id())));
+        let layer = match args.next_half {
+            true => adapter.to_lora().next_half(model, options::level()?, args.seed)?,
+            false => adapter.to_lora(),
+        };
+        return Ok((layer, Some(*adapter.id())));
     }
     if args.rank.is_some() && !args.method.ranked {
         return Err(Error::new(Kind::Argument, format!("{} has no rank", args.method.name)));
@@ -169,10 +173,31 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         ranks: args.rank_pattern.clone().unwrap_or_default(),
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
         init: args.init,
+        tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
         seed: args.seed,
         ..of
     };
     Ok((new.layer(model, options::level()?, args.machine.count())?, None))
+}
+
+/// The tokens of a list: numbers, or names of the vocabulary.
+fn tokens(list: &str, model: &Model) -> onlay::Result<Vec<u32>> {
+    let mut wrong = Findings::default();
+    let one = |name: &str| {
+        let known = || Ok(model.tokenizer()?.find(name.as_bytes()));
+        match name.parse().map_or_else(|_| known(), |n| Ok(Some(n))) {
+            Ok(Some(token)) => Ok(token),
+            Ok(None) => Err(Error::expected(
+                Kind::Argument,
+                "token",
+                "its number, or as the vocabulary spells it",
+                format!("{name:?}"),
+            )),
+            Err(e) => Err(e),
+        }
+    };
+    let all = list.split(',').filter_map(|name| wrong.keep(one(name.trim()))).collect();
+    wrong.refuse("the tokens cannot be trained").map(|()| all)
 }
 
 /// Takes what is fastest within the memory that was promised.
