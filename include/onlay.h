@@ -187,7 +187,7 @@ typedef struct onlay_session_options {
     uint64_t rows;         /* tokens of a prompt computed at a time; default 512 */
     uint32_t threads;      /* the calling one included; 0 (default): as many as there are cores, up to 16 */
     int32_t kv;            /* default ONLAY_KV_F16 */
-    uint32_t adapter_rank; /* room for adapters: their ranks together; default 64 */
+    uint32_t adapter_rank; /* room for adapters: their ranks together, and up to 64 virtual tokens; default 64 */
     uint32_t reserved;     /* 0 */
 } onlay_session_options;
 
@@ -315,11 +315,11 @@ typedef struct onlay_train_options {
     onlay_text eval_data;         /* evaluated before the first step and after the last; default none */
     onlay_text output;            /* the adapter to write, GGUF; checkpoints lie beside it; needed */
     onlay_text init_adapter;      /* an adapter to go on learning, in place of rank, alpha and targets; default none */
-    onlay_text targets;           /* "all" (default), "attn", "mlp", or names between commas: "q,v" */
+    onlay_text targets;           /* "all", "attn", "mlp", or names between commas: "q,v"; default the method's */
     uint64_t rank;                /* default 16 */
     double alpha;                 /* the layer's scale is alpha/rank; 0 (default): twice the rank */
     double dropout;               /* default 0 */
-    double learning_rate;         /* 0 (default): 5e-4 (2000/width)^0.781, a twentieth for judged rows */
+    double learning_rate;         /* 0 (default): the method's, from 5e-4 (2000/width)^0.781; less for judged rows */
     double weight_decay;          /* default 0 */
     double max_grad_norm;         /* default 1; 0: off */
     double epochs;                /* default 3 */
@@ -347,6 +347,10 @@ typedef struct onlay_train_options {
     double simpo_gamma;
     double desirable_weight;
     double undesirable_weight;
+    onlay_text method;            /* as onlay train --method says: lora (default), dora, prefix, hft and so on */
+    onlay_text layer_options;     /* what else a method has: a JSON object by the names of onlay train's flags, */
+                                  /* with members such as "virtual-tokens": 20, "tokens": [5, 9], "scale": "learned" */
+    onlay_text optimizer;         /* adamw (default) or adamw8bit */
 } onlay_train_options;
 
 onlay_status onlay_train_options_init(onlay_train_options *options, size_t struct_size, onlay_error **error);

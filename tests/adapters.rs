@@ -38,7 +38,7 @@ fn take(path: impl AsRef<Path>, model: &Model) -> Adapter {
 
 fn worn(model: &Model, stack: &[(&Arc<Adapter>, f32)]) -> Worn {
     let stack = stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect();
-    Worn::new(&model, stack).unwrap()
+    Worn::new(model, stack).unwrap()
 }
 
 fn bits(logits: &[Vec<f32>]) -> Vec<u32> {

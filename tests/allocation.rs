@@ -9,7 +9,7 @@ use onlay::engine::{Choice, Engine, EngineOptions, Sampler};
 use onlay::model::{Request, Wanted};
 use onlay::ops::{Delta, Room};
 use onlay::train::objective::Goal;
-use onlay::train::{Example, Keep, Origin, Recipe, Role, Set, Signal, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Origin, Recipe, Role, Set, Signal, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
@@ -49,8 +49,13 @@ fn allocations(f: impl FnOnce()) -> usize {
 
 fn layer(model: &onlay::model::Model, method: &'static Method) -> Lora {
     let level = Level::chosen().unwrap();
-    let all = onlay::adapter::Targets::parse("all,head").unwrap();
-    let layer = New { rank: 4, targets: Some(all), ..New::of(method) }.layer(model, level, 1).unwrap();
+    let everywhere = if method.targets == "all" { "all,head" } else { method.targets };
+    let targets = Some(onlay::adapter::Targets::parse(everywhere).unwrap());
+    let tokens = if method.name == "tokens" { vec![3, 5] } else { vec![] };
+    let encoder = (method.name == "prefix").then_some(8); // ptuning has one by itself
+    let virtual_tokens = method.leads().then_some(3);
+    let new = New { rank: 16, targets, tokens, encoder, virtual_tokens, ..New::of(method) };
+    let layer = new.layer(model, level, 1).unwrap();
     layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     layer
 }
@@ -84,7 +89,7 @@ fn steps_allocate_nothing() {
         let options = EngineOptions {
             threads: Some(2),
             context: 200,
-            room: Room { hidden: 12, entered: 256 },
+            room: Room { hidden: 2048, entered: 256, lead: 8 },
             ..Default::default()
         };
         let mut engine = Engine::new(model.clone(), &options).unwrap();
@@ -102,7 +107,9 @@ fn steps_allocate_nothing() {
         assert_eq!(allocations(|| (0..50).for_each(|_| token())), 0, "{file}: generation");
 
         // training
-        for (keep, dropout) in [(Keep::Streams, 0.0), (Keep::Registers, 0.1)] {
+        for (keep, dropout, optimizer) in
+            [(Keep::Streams, 0.0, Optimizer::AdamW), (Keep::Registers, 0.1, Optimizer::AdamW8bit)]
+        {
             let mut layer = layer(&model, method);
             layer.learn(100, dropout, 1).unwrap();
             let options = TrainOptions {
@@ -113,6 +120,7 @@ fn steps_allocate_nothing() {
                 sequences: 4,
                 kv: Default::default(),
                 keep,
+                optimizer,
             };
             let example = |n: u32| Example { tokens: (0..n).collect(), trained: vec![true; n as usize] };
             let window = [example(40), example(50), example(30)];

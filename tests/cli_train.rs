@@ -64,8 +64,9 @@ fn fine(args: &[&str]) -> String {
 
 fn train<'a>(model: &'a str, data: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["train", model, "--data", data, "-o", out, "--ctx", "100"];
-    if !more.contains(&"ia3") {
-        args.extend(["--rank", "2"]); // which (IA)³ has not
+    let without = ["bias", "ia3", "full", "hft", "norms", "tokens", "prefix", "prompt", "ptuning"];
+    if !more.iter().any(|m| without.contains(m)) {
+        args.extend(["--rank", "2"]); // which these have not
     }
     args.extend(["--batch-size", "4", "--max-steps", "6", "--json", "--threads", "2"]);
     args.extend(more);
@@ -109,7 +110,7 @@ fn a_layer_is_trained_logged_and_written_and_the_base_stays_as_it_was() {
 fn every_method_is_trained_written_and_worn() {
     let (folder, model, data) = (Folder::new("methods"), model(), data());
     let run = |more: &[&str]| {
-        let mut args = vec!["score", &model, "--tokens", "1,5,9,13", "--json"];
+        let mut args = vec!["score", &model, "--tokens", "1,13,70,5,9", "--json"];
         args.extend(more);
         serde_json::from_str::<Value>(&fine(&args)).unwrap()
     };
@@ -118,6 +119,20 @@ fn every_method_is_trained_written_and_worn() {
         ("dora", &["--method", "dora", "--learning-rate", "5e-3"][..]),
         ("ia3", &["--method", "ia3", "--learning-rate", "0.05"]),
         ("vera", &["--method", "vera", "--learning-rate", "0.05"]),
+        ("full", &["--method", "full", "--learning-rate", "1e-3"]),
+        ("full", &["--method", "hft", "--learning-rate", "1e-3"]),
+        ("norms", &["--method", "norms", "--learning-rate", "1e-2"]),
+        ("tokens", &["--method", "tokens", "--tokens", "13,70,120", "--learning-rate", "1e-2"]),
+        ("prefix", &["--method", "prefix", "--virtual-tokens", "3"]),
+        ("prefix", &["--method", "prefix", "--encoder", "5"]),
+        ("prompt", &["--method", "prompt", "--virtual-tokens", "1"]),
+        ("ptuning", &["--method", "ptuning"]),
+        ("parallel", &["--method", "parallel", "--scale", "learned", "--activation", "relu"]),
+        ("series", &["--method", "series", "--targets", "o,up,down", "--scale", "2"]),
+        ("bias", &["--method", "bias", "--learning-rate", "0.05"]),
+        ("loha", &["--method", "loha", "--alpha", "4", "--rank-pattern", "down=3"]),
+        ("lokr", &["--method", "lokr", "--alpha-pattern", "k=1"]),
+        ("adalora", &["--method", "adalora", "--target-rank", "1", "--tinit", "1", "--delta-t", "1"]),
         ("lora", &["--init", "pissa", "--lora-plus-ratio", "8"]),
         ("lora", &["--init", "olora"]),
         ("lora", &["--rank-pattern", "q=4,down=3", "--alpha-pattern", "k=1"]),
@@ -141,11 +156,63 @@ fn every_method_is_trained_written_and_worn() {
         let args = ["train", &model, "--data", &data, "-o", &next, "--init-adapter", &file, "--ctx", "100"];
         fine(&[&args[..], &["--max-steps", "2", "--json", "--threads", "2"]].concat());
     }
+    // another round of half fine-tuning: what was trained before is kept, and another half learns
+    let (half, next) = (folder.file("4.gguf"), folder.file("half.gguf"));
+    let args = ["train", &model, "--data", &data, "-o", &next, "--init-adapter", &half, "--next-half"];
+    let rest = ["--seed", "2", "--ctx", "100", "--max-steps", "2", "--json", "--threads", "2"];
+    fine(&[&args[..], &rest].concat());
+    let parts = |path: &str| {
+        let said: Value = serde_json::from_str(&fine(&["adapter", "list", path, "--json"])).unwrap();
+        said["parts"].as_u64().unwrap()
+    };
+    assert!(parts(&half) == 7 && parts(&next) > 7 && parts(&next) < 15, "{} {}", parts(&half), parts(&next));
     let out = folder.file("no.gguf");
+    let tokens = ["--method", "tokens", "--tokens", "3,3,999999"];
+    refused(&train(&model, &data, &out, &tokens), 1, &["token 3 is there twice", "found 999999"]);
+    refused(&train(&model, &data, &out, &["--tokens", "3"]), 1, &["lora has no tokens"]);
+    let norms = ["--method", "norms", "--targets", "q"];
+    refused(&train(&model, &data, &out, &norms), 1, &["a norm of this model"]);
     refused(&train(&model, &data, &out, &["--method", "dora", "--init", "pissa"]), 1, &["not of dora"]);
     let plus = ["--method", "ia3", "--lora-plus-ratio", "2"];
     refused(&train(&model, &data, &out, &plus), 1, &["ia3 has no B"]);
+    refused(&train(&model, &data, &out, &["--encoder", "4"]), 1, &["lora has no encoder"]);
+    refused(&train(&model, &data, &out, &["--virtual-tokens", "4"]), 1, &["lora has no virtual tokens"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "prompt", "--encoder", "4"]),
+        1,
+        &["prompt has no encoder"],
+    );
+    refused(
+        &train(&model, &data, &out, &["--method", "prefix", "--targets", "q"]),
+        1,
+        &["front, what stands"],
+    );
+    let drop = ["--method", "prefix", "--dropout", "0.1"];
+    refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
+    refused(&train(&model, &data, &out, &["--activation", "relu"]), 1, &["activation: lora has none"]);
+    refused(&train(&model, &data, &out, &["--scale", "2"]), 1, &["scale: lora has none"]);
+    refused(&train(&model, &data, &out, &["--method", "series", "--activation", "sin"]), 2, &["tanh"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "series", "--alpha", "4"]),
+        1,
+        &["series has no alpha"],
+    );
     refused(&train(&model, &data, &out, &["--rank-pattern", "zz=2"]), 1, &["near:"]);
+    refused(&train(&model, &data, &out, &["--target-rank", "1"]), 1, &["lora gives up no ranks"]);
+    let late = ["--method", "adalora", "--tinit", "5", "--tfinal", "1", "--delta-t", "0"];
+    refused(
+        &train(&model, &data, &out, &late),
+        1,
+        &["tinit: expected below 5", "delta-t: expected at least 1"],
+    );
+    let patterns = ["--method", "adalora", "--rank-pattern", "q=3"];
+    refused(&train(&model, &data, &out, &patterns), 1, &["adalora has no ranks and alphas of places"]);
+    refused(&train(&model, &data, &out, &["--method", "lokr", "--rslora"]), 1, &["lokr counts alpha/rank"]);
+    refused(
+        &train(&model, &data, &out, &["--method", "loha", "--rank-pattern", "q=200"]),
+        1,
+        &["rank: expected 1 to 64"],
+    );
     refused(&train(&model, &data, &out, &["--method", "lorra"]), 2, &["lora, dora, ia3, vera"]);
 }
 
@@ -288,6 +355,39 @@ fn a_plan_is_shown_and_kept_to() {
     let tight = plan(&["--memory", &budget.to_string()]);
     assert!(tight["memory_bytes"].as_u64().unwrap() <= budget, "{tight}");
     assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn answers_are_counted_before_the_first_step_and_weighed() {
+    let (folder, model, rows) = (Folder::new("balance"), model(), Folder::new("balance-rows"));
+    let (data, out) = (rows.file("rows.jsonl"), folder.file("my.gguf"));
+    let row = |i: u32| {
+        let answer = if i % 8 == 0 { [5, 2] } else { [6, 2] };
+        format!(
+            "{}\n",
+            serde_json::json!({"input_ids": [1, 9 + i, answer[0], answer[1]], "labels": [-100, -100, answer[0], 2]})
+        )
+    };
+    std::fs::write(&data, (0..32).map(row).collect::<String>()).unwrap();
+    let all = train(&model, &data, &out, &["--plan", "--balance", "inverse"]);
+    let said: Value = serde_json::from_str(&fine(&all)).unwrap();
+    let counts: Vec<_> =
+        said["answers"].as_array().unwrap().iter().map(|a| a["rows"].as_u64().unwrap()).collect();
+    assert_eq!(counts, [28, 4]);
+    let weights: Vec<_> =
+        said["answers"].as_array().unwrap().iter().map(|a| a["weight"].as_f64().unwrap()).collect();
+    assert!((weights[0] - 16.0 / 28.0).abs() < 1e-6 && (weights[1] - 4.0).abs() < 1e-6, "{weights:?}");
+    // counted without being asked, too, and before anything is learned
+    let done = onlay(&train(&model, &data, &out, &[]));
+    let notes = String::from_utf8_lossy(&done.stderr).into_owned();
+    let at = notes.find("answers: ").unwrap_or_else(|| panic!("{notes}"));
+    assert!(notes[at..].starts_with("answers: ") && notes[at..].contains(" 28, "), "{notes}");
+    assert!(notes.find("steps, ").is_some_and(|steps| at < steps), "{notes}");
+    let pairs = rows.file("pairs.jsonl");
+    let pair = "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}\n";
+    std::fs::write(&pairs, pair.repeat(4)).unwrap();
+    let args = train(&model, &pairs, &out, &["--balance", "sqrt", "--overwrite"]);
+    refused(&args, 1, &["balance: expected supervised rows"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod support;
 use onlay::adapter::Adapter;
 use onlay::ops::Site;
 use onlay::ops::kv::Precision;
-use onlay::train::{Example, Keep, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use serde_json::Value;
 use std::path::Path;
@@ -60,6 +60,7 @@ fn follow(model: &str, kind: &str, bound: f64, last: f64) {
         sequences: 2,
         kv: Precision::F32,
         keep: Keep::Streams,
+        optimizer: Optimizer::default(),
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let rows = rows(&curve.join("data.jsonl"));

@@ -3,7 +3,7 @@
 mod support;
 use onlay::adapter::{Adapter, Names};
 use onlay::ops::kv::Precision;
-use onlay::train::{Example, Keep, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::sync::Arc;
 use support::*;
@@ -50,6 +50,7 @@ fn compare(model: &str, case: &str, keep: Keep) {
         sequences: 2,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let window = [example(&answers, 0), example(&answers, 1)];
@@ -119,6 +120,7 @@ fn nothing_is_dropped_while_evaluating() {
             sequences: 2,
             kv: Precision::F32,
             keep: Keep::Streams,
+            optimizer: Optimizer::default(),
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
         let before = trainer.evaluate(&window).unwrap().0;

@@ -320,7 +320,12 @@ fn peft(
         (format!("{q}.lora_B.weight"), "F32", vec![64, 2]),
     ];
     let more = tensors.iter().map(|(n, d, s)| ((*n).to_owned(), *d, s.clone()));
-    for (name, dtype, shape) in pair.into_iter().filter(|p| !tensors.iter().any(|t| t.0 == p.0)).chain(more) {
+    // factors stand instead of the pair
+    let instead = |p: &str| {
+        tensors.iter().any(|t| t.0 == p || t.0.contains("hada_") || t.0.contains("lokr_"))
+            || config.iter().any(|(_, v)| *v == "ADALORA")
+    };
+    for (name, dtype, shape) in pair.into_iter().filter(|p| !instead(&p.0)).chain(more) {
         let size = if dtype == "F32" || dtype == "I32" { 4 } else { 2 };
         let end = at + size * shape.iter().product::<usize>();
         header[name] = json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]});
@@ -386,9 +391,9 @@ fn peft_directories_that_lie_or_want_more() {
         ("self_attn.q_proj.ia3_l", Kind::Format, "do not go together at one place"),
         ("self_attn.q_proj.lora_B.bias", Kind::Unsupported, "trained biases"),
         ("self_attn.q_proj.bias", Kind::Unsupported, "trained biases"),
-        ("self_attn.q_proj.weight", Kind::Unsupported, "whole trained modules"),
+        ("self_attn.q_proj.weight", Kind::Format, "do not go together at one place"),
         ("embed_tokens.lora_embedding_A", Kind::Unsupported, "around the token embedding"),
-        ("self_attn.q_proj.lora_A.default.weight", Kind::Unsupported, "is no tensor of a layer"),
+        ("self_attn.q_proj.lora_A.default.weight", Kind::Mismatch, "this base has no product"),
         (
             "self_attn.qkv_proj.lora_A.weight",
             Kind::Mismatch,
@@ -421,6 +426,58 @@ fn peft_directories_that_lie_or_want_more() {
         "type: expected F32, F16 or BF16, found I32",
     );
     expect(&[], &[(&q("B"), "F32", vec![0, 2])], Kind::Format, "shape");
+
+    // factors
+    let loha = [("peft_type", json!("LOHA")), ("alpha", json!(4))];
+    let lokr = [("peft_type", json!("LOKR")), ("alpha", json!(4))];
+    type Shapes<'a> = &'a [(&'a str, [usize; 2])];
+    let mut products = |config: &[(&str, Value)], shapes: Shapes<'_>, kind: Kind, text: &str| {
+        let names: Vec<_> = shapes.iter().map(|(n, _)| named(&format!("self_attn.q_proj.{n}"))).collect();
+        let list = names.iter().zip(shapes).map(|(name, (_, shape))| (name.as_str(), "F32", shape.to_vec()));
+        expect(config, &list.collect::<Vec<_>>(), kind, text);
+    };
+    let (a1, b1, a2, b2) = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b");
+    let sizes = |r: usize| [(a1, [64, r]), (b1, [r, 64]), (a2, [64, r]), (b2, [r, 64])];
+    products(&loha, &sizes(3), Kind::Mismatch, "rank, as the configuration says: expected 2, found 3");
+    let large = [&loha[..], &[("r", json!(129))]].concat();
+    products(&large, &sizes(129), Kind::Unsupported, "rank: expected at most 128");
+    products(&loha, &sizes(2)[..3], Kind::Format, "hada_w2_b, is missing");
+    products(
+        &loha,
+        &[&sizes(2)[..3], &[(b2, [3, 64])]].concat(),
+        Kind::Mismatch,
+        "rank: expected 2, found 3",
+    );
+    products(&loha, &[(a1, [64, 2])], Kind::Format, "not complete");
+    products(&loha[..1], &sizes(2), Kind::Format, "alpha: missing");
+    let text = "rows and columns of w1: expected divisors of 64 and 64, found (7, 8)";
+    products(&lokr, &[("lokr_w1", [7, 8]), ("lokr_w2", [8, 8])], Kind::Mismatch, text);
+    let text = "outputs, over the rows of w1: expected 8, found 9";
+    products(&lokr, &[("lokr_w1", [8, 8]), ("lokr_w2", [9, 8])], Kind::Mismatch, text);
+    let both = [("lokr_w1", [8, 8]), ("lokr_w1_a", [8, 2]), ("lokr_w1_b", [2, 8]), ("lokr_w2", [8, 8])];
+    products(&lokr, &both, Kind::Format, "do not go together");
+    let pair = [("lokr_w1", [8, 8]), ("lokr_w2_a", [8, 2]), ("lokr_w2_b", [3, 8])];
+    products(&lokr, &pair, Kind::Mismatch, "rank, as in the other half: expected 3, found 2");
+    let triplets = [("peft_type", json!("ADALORA")), ("init_r", json!(3)), ("lora_alpha", json!(4))];
+    let of = |r: usize| [("lora_A", [r, 64]), ("lora_E", [r, 1]), ("lora_B", [64, r])];
+    let masks = |all: Value| [&triplets[..], &[("rank_pattern", all)]].concat();
+    let q = "model.layers.0.self_attn.q_proj.lora_E";
+    products(&triplets, &of(2), Kind::Mismatch, "rank, as the configuration says: expected 3, found 2");
+    products(
+        &triplets,
+        &[of(3)[0], ("lora_E", [2, 1]), of(3)[2]],
+        Kind::Mismatch,
+        "rank, as of A: expected 3",
+    );
+    products(&triplets, &of(3)[..2], Kind::Format, "adalora_b, is missing");
+    let negative = [&triplets[..2], &[("lora_alpha", json!(-4))]].concat();
+    products(&negative, &of(3), Kind::Format, "lora_alpha: value: expected a finite number above 0");
+    products(&triplets, &of(0), Kind::Format, "at least one pair");
+    products(&triplets, &[of(0)[0], of(3)[1], of(3)[2]], Kind::Format, "adalora_a is missing");
+    let text = "rank, as the configuration says: expected 1, found 2";
+    products(&masks(json!({q: [true, false, false]})), &of(2), Kind::Mismatch, text);
+    products(&masks(json!({q: [1, 0, 0]})), &of(3), Kind::Format, "a list of true and false");
+    products(&masks(json!([true])), &of(3), Kind::Format, "an object of names and masks");
 
     // files that are no such files
     let directory = peft(&scratch, "files", &[], &[]);

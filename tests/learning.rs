@@ -6,7 +6,7 @@ use onlay::adapter::{Lora, Part};
 use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::sync::Arc;
 use support::*;
@@ -25,6 +25,7 @@ fn train_options(threads: usize, keep: Keep) -> TrainOptions {
         sequences: 8,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     }
 }
 

@@ -109,7 +109,7 @@ fn other_types_cost_what_the_report_says() {
     let f32s = open(vectors().join("llama/F32.gguf"));
     let halves = open(vectors().join("llama/F16.gguf"));
     let try_one = |model: &Arc<Model>, kind: Option<Type>, bound: f64| {
-        let worn = Worn::new(&model, vec![(adapter(model, "all,head", 4, 1), 1.0)]).unwrap();
+        let worn = Worn::new(model, vec![(adapter(model, "all,head", 4, 1), 1.0)]).unwrap();
         let path = scratch.0.join("merged.gguf");
         let options = MergeOptions { kind, overwrite: true, ..OPTIONS };
         let report = quietly(model, &worn, &path, &options).unwrap();

@@ -5,13 +5,16 @@
 mod runs;
 mod support;
 use onlay::adapter::{
-    Adapter, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn, merge,
+    Adapter, Budget, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
+    combine, merge,
 };
 use onlay::error::Kind;
 use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
-use onlay::train::{Event, Example, Flow, Keep, Outcome, Recipe, Run, Shape, TrainOptions, Trainer};
+use onlay::train::{
+    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, Shape, TrainOptions, Trainer,
+};
 use onlay_kernels::Level;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -58,6 +61,7 @@ fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> 
         sequences: 2,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     };
     Trainer::new(Arc::clone(model), Arc::new(layer), options).unwrap()
 }
@@ -67,7 +71,7 @@ fn take(path: impl AsRef<Path>, model: &Model) -> Adapter {
 }
 
 fn worn(model: &Model, stack: &[(&Arc<Adapter>, f32)]) -> Worn {
-    Worn::new(&model, stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
+    Worn::new(model, stack.iter().map(|(a, w)| (Arc::clone(a), *w)).collect()).unwrap()
 }
 
 fn bits(logits: &[Vec<f32>]) -> Vec<u32> {
@@ -107,10 +111,34 @@ fn compare(model: &str, method: &str, keep: Keep) {
     assert!(forward < 1e-4, "logits off by {forward:.1e}");
 
     // what is trained
-    let mut trainer = trainer(&model, adapter.to_lora(), 2, keep);
-    let report = trainer.step(&[row(0), row(1)], &RECIPE, 1).unwrap();
+    let mut layer = adapter.to_lora();
+    if name == "adalora" {
+        layer = layer.allocating(BUDGET).unwrap(); // its gradients are those of the loss and of orthogonality
+    }
+    let trainer = trainer(&model, layer, 2, keep);
+    let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &answers, "");
+    let own = |n: &&String| n.starts_with("base_model.") || *n == "prompt_embeddings";
+    let all = answers.names().iter().filter(own).count();
+    assert_eq!(seen, all);
+    println!(
+        "{method} {keep:?}: logits {forward:.1e}, loss {off:.1e}, worst of {seen} gradients {worst:.1e}"
+    );
+}
+
+/// One step against the loss, the tokens and the gradients of a reference: how far the loss is off, gradients seen, and the
+/// worst of them.
+fn backward(
+    mut trainer: Trainer,
+    rows: &[Example],
+    answers: &Answers,
+    gradients: &Answers,
+    prefix: &str,
+) -> (f64, usize, f64) {
+    let model = Arc::clone(trainer.model());
+    let report = trainer.step(rows, &RECIPE, 1).unwrap();
     let off = (report.loss - answers.numbers("loss")[0]).abs();
     assert!(off < 1e-5, "loss {} off by {off:.1e}", report.loss);
+    assert_eq!(report.tokens as f64, answers.numbers("trained")[0]);
     let names = Names::of(model.program());
     let (mut seen, mut worst) = (0, 0f64);
     for place in 0..trainer.layer().parts().len() {
@@ -119,17 +147,26 @@ fn compare(model: &str, method: &str, keep: Keep) {
             if key.ends_with(".token_indices") {
                 continue; // which learn nothing
             }
-            let error = relative(&got, &answers.numbers(&key));
+            let error = relative(&got, &gradients.numbers(&format!("{prefix}{key}")));
             assert!(error < 1e-3, "{key}: {error:.1e}");
             (seen, worst) = (seen + 1, worst.max(error));
         }
     }
-    let all = answers.names().iter().filter(|n| n.starts_with("base_model.")).count();
-    assert_eq!(seen, all);
-    println!(
-        "{method} {keep:?}: logits {forward:.1e}, loss {off:.1e}, worst of {seen} gradients {worst:.1e}"
-    );
+    let norm = (report.grad_norm / gradients.numbers("grad_norm")[0] - 1.0).abs();
+    assert!(norm < 1e-3, "norm {} off by {norm:.1e}", report.grad_norm);
+    (off, seen, worst)
 }
+
+/// That of the vectors.
+const BUDGET: Budget = Budget {
+    target: Some(3),
+    tinit: Some(3),
+    tfinal: Some(5),
+    every: Some(2),
+    beta1: 0.85,
+    beta2: 0.85,
+    orthogonality: 0.1,
+};
 
 macro_rules! cases { ($($test:ident $model:literal $method:literal;)*) => { $(
     #[test]
@@ -152,6 +189,26 @@ cases! {
     norms_of_heads "qwen3" "norms";
     tokens "llama" "tokens";
     tokens_with_a_tied_head "llama-tied-bias" "tokens";
+    prefix "llama" "prefix";
+    prefix_with_wide_heads "qwen3" "prefix";
+    prefix_of_an_encoder "llama" "prefix-projection";
+    prompt "llama" "prompt";
+    prompt_without_the_first_label "llama" "prompt-masked";
+    prompt_of_an_encoder "llama" "ptuning";
+    bottlenecks_beside "llama" "parallel";
+    bottlenecks_beside_the_mlp "llama" "parallel-mlp";
+    bottlenecks_with_a_learned_scale "llama" "parallel-learned";
+    bottlenecks_in_series "llama" "series";
+    bottlenecks_with_relu "llama" "series-relu";
+    bottlenecks_behind "llama" "series-attn";
+    bottlenecks_behind_the_mlp "llama" "series-pfeiffer";
+    added_vectors "llama" "bias";
+    added_vectors_beside_biases "llama-tied-bias" "bias";
+    loha "llama" "loha";
+    lokr "llama" "lokr";
+    lokr_with_one_pair "llama" "lokr-low";
+    lokr_with_two_pairs "llama" "lokr-both";
+    adalora "llama" "adalora";
 }
 
 fn rows(path: &Path) -> Vec<Example> {
@@ -186,7 +243,9 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         ..RECIPE
     };
     let initial = curve.join(format!("initial-{kind}"));
-    let layer = if initial.exists() {
+    let layer = if initial.join("encoder.safetensors").exists() {
+        encoded(&model, method, &initial)
+    } else if initial.exists() {
         take(initial, &model).to_lora()
     } else if let Some(targets) = settings.get("target_modules") {
         let targets: Vec<_> = targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
@@ -200,7 +259,10 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
     };
     let mut trainer = trainer(&model, layer, 2, Keep::Streams);
     let own = curve.join("data.jsonl");
-    let rows = rows(&if own.exists() { own } else { folder.join("curve/data.jsonl") });
+    let mut rows = rows(&if own.exists() { own } else { folder.join("curve/data.jsonl") });
+    if settings.get("first_labels").is_some() {
+        rows.iter_mut().for_each(|row| row.trained[0] = false);
+    }
     let (mut worst, mut worst_norm) = (0f64, 0f64);
     for (i, step) in stored["steps"].as_array().unwrap().iter().enumerate() {
         let window: Vec<_> = (0..4).map(|j| rows[(i * 4 + j) % rows.len()].clone()).collect();
@@ -208,6 +270,7 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         let loss = (report.loss / number(&step["loss"]) - 1.0).abs();
         let norm = (report.grad_norm / number(&step["grad_norm"]) - 1.0).abs();
         assert!(loss < bound, "{name} {kind} {method}: step {}: {report:?} against {step}", i + 1);
+        assert_eq!(report.tokens as f64, number(&step["tokens"]));
         (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
     }
     let (loss, _) = trainer.evaluate(&rows).unwrap();
@@ -221,8 +284,186 @@ fn twenty_steps() {
     for method in ["dora", "ia3", "vera", "plus", "pissa", "olora", "full", "hft", "norms", "tokens"] {
         follow("llama", "F32", method, 0.01);
     }
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
+        follow("llama", "F32", method, 0.01);
+    }
     follow("qwen3", "F32", "norms", 0.01);
+    for method in [
+        "parallel",
+        "parallel-mlp",
+        "parallel-learned",
+        "series",
+        "series-relu",
+        "series-attn",
+        "series-pfeiffer",
+        "bias",
+    ] {
+        follow("llama", "F32", method, 0.01);
+    }
+    follow("llama-tied-bias", "F32", "bias", 0.01);
     follow("llama-tied-bias", "F32", "tokens", 0.01);
+}
+
+#[test]
+fn twenty_steps_in_front_of_a_sequence() {
+    for method in ["prefix", "prefix-projection", "prompt", "prompt-masked", "ptuning"] {
+        follow("llama", "F32", method, 0.01);
+    }
+    follow("qwen3", "F32", "prefix", 0.01);
+}
+
+/// A layer that learns through PEFT's encoder.
+fn encoded(model: &Arc<Model>, method: &str, folder: &Path) -> Layer {
+    let method = Method::named(method.split('-').next().unwrap()).unwrap();
+    let new = New { virtual_tokens: Some(3), encoder: Some(16), ..New::of(method) };
+    let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
+    let answers = Answers::open(folder.join("encoder.safetensors"));
+    let (place, names) = (model.program().front_place(), Names::of(model.program()));
+    let mut numbers = layer.params().get(place);
+    // where the numbers lie, by numbers that say it
+    let indices: Vec<f32> = (0..numbers.len()).map(|i| i as f32).collect();
+    let mut seen = 0;
+    for (key, at) in layer.named(&names, place, &indices) {
+        at.iter().zip(answers.numbers(&key)).for_each(|(at, v)| numbers[*at as usize] = v as f32);
+        seen += at.len();
+    }
+    assert_eq!(seen, numbers.len());
+    drop(numbers);
+    layer
+}
+
+/// PEFT's own fields, and what a configuration says that PEFT could not read.
+#[test]
+fn configurations_of_virtual_tokens() {
+    let scratch = Scratch::new("prompts");
+    let level = Level::chosen().unwrap();
+    let json = |folder: &Path| -> Value {
+        serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    for (name, method) in
+        [("llama", "prefix"), ("qwen3", "prefix"), ("llama", "prompt"), ("llama", "ptuning")]
+    {
+        let folder = vectors().join(name);
+        let model = open(folder.join("F32.gguf"));
+        let here = scratch.0.join(format!("{name}-{method}"));
+        let adapter = take(folder.join(method), &model);
+        adapter.write_peft(&here, &model, false).unwrap();
+        let (ours, theirs) = (json(&here), json(&folder.join(method)));
+        for (key, value) in ours.as_object().unwrap() {
+            // a width of no consequence once the encoder is gone
+            if key != "base_model_name_or_path" && !(method == "ptuning" && key == "encoder_hidden_size") {
+                assert_eq!(*value, theirs[key], "{name} {method}: {key}");
+            }
+        }
+        let tensors = |folder: &Path| Answers::open(folder.join("adapter_model.safetensors"));
+        let numbers = |folder: &Path| tensors(folder).numbers("prompt_embeddings");
+        assert_eq!(tensors(&here).names(), ["prompt_embeddings"]);
+        assert_eq!(numbers(&here), numbers(&folder.join(method)));
+        if name != "llama" {
+            continue;
+        }
+        let refused = |key: &str, value: Value, kind: Kind, text: &str| {
+            let mut wrong = ours.clone();
+            wrong[key] = value;
+            std::fs::write(here.join("adapter_config.json"), wrong.to_string()).unwrap();
+            let error = Adapter::open(&here, &model).unwrap_err();
+            assert!(error.kind() == kind && error.to_string().contains(text), "{key}: {error}");
+        };
+        refused(
+            "num_virtual_tokens",
+            4.into(),
+            Kind::Mismatch,
+            "virtual tokens of the tensors: expected 4, found 3",
+        );
+        refused(
+            "num_virtual_tokens",
+            0.into(),
+            Kind::Format,
+            "num_virtual_tokens: value: expected an integer above 0",
+        );
+        refused("num_transformer_submodules", 2.into(), Kind::Unsupported, "num_transformer_submodules");
+        if method == "ptuning" {
+            refused("encoder_reparameterization_type", "LSTM".into(), Kind::Unsupported, "LSTM of P-tuning");
+        }
+        let other = if method == "prefix" { "PROMPT_TUNING" } else { "PREFIX_TUNING" };
+        refused("peft_type", other.into(), Kind::Mismatch, "expected");
+        if method == "prefix" {
+            refused("peft_type", "IA3".into(), Kind::Format, "matrices of the method: expected ia3");
+        }
+    }
+    // one tensor under one name, without the root of the module tree
+    let model = open(vectors().join("llama/F32.gguf"));
+    for name in ["base_model.model.prompt_embeddings", "model.prompt_embeddings"] {
+        let here = scratch.0.join("llama-prompt");
+        let bytes: Vec<u8> = vec![0; 3 * 64 * 4];
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![3, 64], &bytes).unwrap();
+        let file = safetensors::serialize([(name, view)], None).unwrap();
+        std::fs::write(here.join("adapter_model.safetensors"), file).unwrap();
+        std::fs::copy(vectors().join("llama/prompt/adapter_config.json"), here.join("adapter_config.json"))
+            .unwrap();
+        let error = Adapter::open(&here, &model).unwrap_err();
+        assert!(matches!(error.kind(), Kind::Format | Kind::Mismatch), "{error}");
+    }
+    // numbers that are asked for
+    let of = |method: &str| New::of(Method::named(method).unwrap());
+    for new in [
+        New { virtual_tokens: Some(0), ..of("prefix") },
+        New { virtual_tokens: Some(usize::MAX), ..of("prompt") },
+        New { virtual_tokens: Some(2), ..of("lora") },
+        New { encoder: Some(2), ..of("prompt") },
+        New { encoder: Some(usize::MAX), ..of("prefix") },
+        New { targets: Some(Targets::parse("q").unwrap()), ..of("ptuning") },
+    ] {
+        assert_eq!(new.layer(&model, level, 1).unwrap_err().kind(), Kind::Argument, "{new:?}");
+    }
+}
+
+#[test]
+fn encoders() {
+    let folder = vectors().join("llama");
+    let model = open(folder.join("F32.gguf"));
+    let level = Level::chosen().unwrap();
+    for method in ["prefix-projection", "ptuning"] {
+        let here = folder.join(method);
+        let answers = Answers::open(here.join("gradients.safetensors"));
+        let layer = encoded(&model, method, &here);
+        layer.settle(&model, level, &mut |n, f| (0..n).for_each(f));
+        // what is published is what PEFT saved
+        let published = Adapter::new("x", layer.copy(), Manifest::of(&model), model.program()).unwrap();
+        let saved = take(&here, &model);
+        let place = model.program().front_place();
+        assert_eq!(published.parts(), saved.parts());
+        let want: Vec<f64> = saved.numbers(place).iter().map(|v| f64::from(*v)).collect();
+        let off = relative(&published.numbers(place), &want);
+        assert!(off < 1e-6, "{method}: published numbers off by {off:.1e}");
+        assert!(layer.len() != published.to_lora().len() && layer.method().name == published.method().name);
+        let row = |i: usize| {
+            let trained = answers.numbers(&format!("labels.{i}")).iter().map(|l| *l >= 0.0).collect();
+            Example { tokens: answers.tokens(&format!("tokens.{i}")), trained }
+        };
+        let gradients = Answers::open(here.join("encoder.safetensors"));
+        let all = gradients.names().iter().filter(|n| n.starts_with("gradient.")).count();
+        for (keep, rows) in [(Keep::Streams, 256), (Keep::Registers, 256), (Keep::Streams, 50)] {
+            // with few rows the window is two passes
+            let mut layer = layer.copy();
+            layer.learn(rows, 0.0, 0).unwrap();
+            let options = TrainOptions {
+                level,
+                threads: 2,
+                rows,
+                context: 128.min(rows),
+                sequences: 2,
+                kv: Precision::F32,
+                keep,
+                optimizer: Optimizer::default(),
+            };
+            let trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
+            let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &gradients, "gradient.");
+            assert_eq!(seen, all);
+            println!("{method} {keep:?} {rows}: loss {off:.1e}, worst of {seen} gradients {worst:.1e}");
+        }
+    }
 }
 
 #[test]
@@ -242,7 +483,7 @@ fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Ada
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
-        let deviation = if method.paired { 0.05 } else { 0.2 }; // of vera, on λ alone
+        let deviation = if method.scaled() { 0.05 } else { 0.2 }; // of vera, on λ alone
         let Some(part) = layer.parts()[i] else { continue };
         for (at, _) in part.learned() {
             layer.params().get(i)[at].iter_mut().for_each(|v| *v += deviation * rng.normal());
@@ -268,6 +509,19 @@ fn files_there_and_back_in_both_forms() {
         ("norms", "norms"),
         ("norms", "blk.1.attn_norm,output_norm"),
         ("tokens", "tokens"),
+        ("prefix", "front"),
+        ("prompt", "front"),
+        ("ptuning", "front"),
+        ("parallel", "all"),
+        ("parallel", "q,down"),
+        ("series", "all"),
+        ("series", "o,gate"),
+        ("bias", "all,head"),
+        ("loha", "all,head"),
+        ("loha", "q,down"),
+        ("lokr", "all,head"),
+        ("lokr", "q,blk.1.down"),
+        ("adalora", "all,head"),
     ] {
         let adapter = random(&model, method, targets, 5);
         let file = scratch.0.join("layer.gguf");
@@ -291,15 +545,124 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
+/// Loss, norm and, step by step, the triplets that are left, as PEFT's allocator leaves them; then the pruned file.
+#[test]
+fn ranks_shrink_as_pefts_do() {
+    let scratch = Scratch::new("adalora");
+    let (folder, curve) = (vectors().join("llama"), vectors().join("llama/curve-adalora"));
+    let model = open(folder.join("F32.gguf"));
+    let names = Names::of(model.program());
+    let stored: Value = serde_json::from_slice(&std::fs::read(curve.join("F32.json")).unwrap()).unwrap();
+    let number = |v: &Value| v.as_f64().unwrap();
+    let settings = &stored["settings"];
+    let recipe = Recipe {
+        rate: number(&settings["learning_rate"]),
+        max_norm: number(&settings["max_grad_norm"]),
+        ..RECIPE
+    };
+    let layer = take(curve.join("initial-F32"), &model).to_lora().allocating(BUDGET).unwrap();
+    let mut trainer = trainer(&model, layer, 2, Keep::Streams);
+    let rows = rows(&folder.join("curve/data.jsonl"));
+    let (mut worst, mut worst_norm, mut choices) = (0f64, 0f64, 0);
+    for (i, step) in stored["steps"].as_array().unwrap().iter().enumerate() {
+        let window: Vec<_> = (0..4).map(|j| rows[(i * 4 + j) % rows.len()].clone()).collect();
+        let report = trainer.step(&window, &recipe, 20).unwrap();
+        let loss = (report.loss / number(&step["loss"]) - 1.0).abs();
+        let norm = (report.grad_norm / number(&step["grad_norm"]) - 1.0).abs();
+        assert!(loss < 0.01 && norm < 0.01, "step {}: {report:?} against {step}", i + 1);
+        (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
+        let layer = trainer.layer();
+        let mut left = 0;
+        for place in 0..layer.parts().len() {
+            let Some(kept) = layer.kept(place) else { continue };
+            let said: String = kept.iter().map(|k| if *k { '1' } else { '0' }).collect();
+            left += kept.iter().filter(|k| **k).count();
+            if let Some(pattern) = step["pattern"].as_object() {
+                let key = format!("{}.lora_E", names.module(place).unwrap());
+                assert_eq!(pattern[&key], said, "step {}: {key}", i + 1);
+                choices += 1;
+            }
+        }
+        assert_eq!(left as f64, number(&step["kept"]), "step {}", i + 1);
+    }
+    assert_eq!(choices, 17 * 8);
+    let (loss, _) = trainer.evaluate(&rows).unwrap();
+    let after = (loss / number(&stored["loss_after_all_rows"]) - 1.0).abs();
+    assert!(after < 0.01, "loss after all rows: {loss}");
+    println!("adalora: loss {worst:.1e}, norm {worst_norm:.1e}, after {after:.1e}");
+
+    // published, it is what PEFT has pruned, and computes what it computed
+    let layer = trainer.layer().copy();
+    let ours = Arc::new(Adapter::new("x", layer, Manifest::of(&model), model.program()).unwrap());
+    let theirs = take(curve.join("final-F32"), &model);
+    let (mut off, mut all) = (0.0, 0.0);
+    for (i, (a, b)) in ours.parts().iter().zip(theirs.parts()).enumerate() {
+        assert_eq!(a, b, "place {i}");
+        for (a, b) in ours.numbers(i).iter().zip(theirs.numbers(i).iter()) {
+            off += f64::from(a - b).powi(2);
+            all += f64::from(*b).powi(2);
+        }
+    }
+    assert!((off / all).sqrt() < 1e-3, "the final adapter is off by {:.1e}", (off / all).sqrt());
+    let mut again = self::trainer(&model, ours.to_lora(), 1, Keep::Streams);
+    let (pruned, _) = again.evaluate(&rows).unwrap();
+    assert!((pruned - loss).abs() < 1e-6, "{pruned} {loss}");
+    for path in [scratch.0.join("x.gguf"), scratch.0.join("x")] {
+        match path.extension() {
+            Some(_) => drop(ours.write_gguf(&path, &model, false).unwrap()),
+            None => ours.write_peft(&path, &model, false).unwrap(),
+        }
+        assert_eq!(take(&path, &model).id(), ours.id());
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(scratch.0.join("x/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["init_r"], &config["lora_alpha"]), (&Value::from(6), &Value::from(8)));
+    assert_eq!(config["rank_pattern"].as_object().unwrap().len(), 6); // of eight
+}
+
+/// PEFT would cut the factors of what is written as it cut those of its own file.
+#[test]
+fn products_of_factors_are_configured_as_peft_had_them() {
+    let scratch = Scratch::new("factors");
+    let model = open(vectors().join("llama/F32.gguf"));
+    for method in ["loha", "lokr", "lokr-low", "lokr-both"] {
+        let (from, to) = (vectors().join("llama").join(method), scratch.0.join(method));
+        let adapter = take(&from, &model);
+        adapter.write_peft(&to, &model, false).unwrap();
+        assert_eq!(take(&to, &model).id(), adapter.id(), "{method}");
+        let config = |at: &Path| -> Value {
+            serde_json::from_slice(&std::fs::read(at.join("adapter_config.json")).unwrap()).unwrap()
+        };
+        let (was, is) = (config(&from), config(&to));
+        // a rank that only says "whole" may be another
+        let same = if method == "lokr" { &["use_effective_conv2d"][..] } else { &["r", "alpha"] };
+        let cut = ["decompose_both"];
+        for key in same.iter().chain(cut.iter().filter(|_| method.starts_with("lokr"))) {
+            assert_eq!(is[*key], was[*key], "{method}: {key}");
+        }
+        if method == "lokr-low" {
+            assert_eq!(is["decompose_factor"], 4);
+        }
+        if method == "loha" {
+            assert_eq!(is["rank_pattern"].as_object().unwrap().len(), 2); // down, in two blocks
+            assert_eq!(is["alpha_pattern"].as_object().unwrap().len(), 2); // k
+        }
+    }
+}
+
 /// Methods whose layers begin as the base.
-const METHODS_HERE: &[&str] = &["dora", "ia3", "vera", "full", "norms", "tokens"];
+const METHODS_HERE: &[&str] = &[
+    "dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning", "loha", "lokr",
+    "adalora",
+];
 
 #[test]
 fn off_is_the_base_and_trained_is_served() {
     for (file, methods) in [("llama/F32", METHODS_HERE), ("llama-wide/Q4_K", METHODS_HERE)] {
         let model = open(vectors().join(format!("{file}.gguf")));
         let tokens: Vec<u32> = (0..60).map(|i| (i * 7 + 3) % 100).collect();
-        let example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
+        let mut example = Example { tokens: tokens.clone(), trained: vec![true; 60] };
+        example.trained[0] = false; // virtual tokens would predict it
         let mut one = runner(&model, options(1));
         let base = bits(&logits(&mut one, &tokens, None));
         for method in methods {
@@ -311,14 +674,16 @@ fn off_is_the_base_and_trained_is_served() {
             let fresh = Adapter::new("x", fresh, Manifest::default(), model.program()).unwrap();
             let fresh = worn(&model, &[(&Arc::new(fresh), 1.0)]);
             let start = logits(&mut one, &tokens, fresh.delta());
+            let leads = Method::named(method).unwrap().leads(); // which begin with random numbers
             // (a matrix in f32 takes unrounded inputs, which a quantized one does not)
-            if *method != "full" || file.ends_with("F32") {
+            if !leads && (*method != "full" || file.ends_with("F32")) {
                 assert_eq!(bits(&start), base, "{method}: the start");
             }
 
             let targets = match *method {
                 "ia3" => "k,v,gate,down",
                 "norms" | "tokens" => method,
+                _ if leads => "front",
                 _ => "all,head",
             };
             let adapter = random(&model, method, targets, 9);
@@ -372,6 +737,7 @@ fn stacks_and_merges() {
     let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
     let of = |method, targets, seed| random(&model, method, targets, seed);
     let (dora, ia3, lora) = (of("dora", "all", 1), of("ia3", "k,v", 2), of("lora", "all", 3));
+    let (loha, lokr, adalora) = (of("loha", "all", 7), of("lokr", "all", 8), of("adalora", "all", 9));
     let (down, inputs, vera) = (of("ia3", "down", 4), of("ia3", "down", 5), of("vera", "q,v,up", 6));
     for stack in [
         &[(&dora, 1.0)][..],
@@ -379,6 +745,11 @@ fn stacks_and_merges() {
         &[(&ia3, 1.0), (&down, 0.7)],
         &[(&dora, 0.5), (&ia3, 2.0), (&lora, 1.0), (&vera, -0.5)],
         &[(&vera, 1.0)],
+        &[(&loha, 1.0)],
+        &[(&lokr, 1.0)],
+        &[(&adalora, 1.0)],
+        &[(&adalora, 0.5), (&vera, 1.0)],
+        &[(&lokr, -0.5), (&dora, 0.5), (&loha, 0.7), (&lora, 1.0)],
         &[(&down, 0.3), (&inputs, 1.0), (&lora, -0.5)],
     ] {
         let on = worn(&model, stack);
@@ -392,8 +763,56 @@ fn stacks_and_merges() {
         let off = off.fold(0f32, f32::max);
         assert!(off < 1e-4, "{off}");
     }
-    let both = Worn::new(&model, vec![(dora, 1.0), (down, 1.0)]).unwrap_err();
+    let both = Worn::new(&model, vec![(dora.clone(), 1.0), (down, 1.0)]).unwrap_err();
     assert_eq!(both.kind(), Kind::Unsupported);
+    // what stands in front is one adapter's, whole, beside others; it is in no matrix
+    let (prefix, prompt) = (of("prefix", "front", 7), of("prompt", "front", 8));
+    for stack in [vec![(prefix.clone(), 1.0), (prompt.clone(), 1.0)], vec![(prompt, 0.5)]] {
+        let error = Worn::new(&model, stack).unwrap_err();
+        assert_eq!((error.kind(), error.findings().len()), (Kind::Unsupported, 0), "{error}");
+        assert!(error.to_string().contains("front: only one adapter"), "{error}");
+    }
+    let on = worn(&model, &[(&dora, 0.5), (&prefix, 1.0)]);
+    let level = Level::chosen().unwrap();
+    let options = MergeOptions { kind: None, overwrite: true, threads: 1, level };
+    let error = merge(&model, &on, &scratch.0.join("no.gguf"), &options, &mut |_, _| Ok(())).unwrap_err();
+    assert!(
+        error.kind() == Kind::Unsupported && error.to_string().contains("no part of a matrix"),
+        "{error}"
+    );
+    assert!(prefix.to_lora().times(&model, level, 0.5).is_none());
+}
+
+#[test]
+fn stacks_as_one_pair() {
+    let model = open(vectors().join("llama/F32.gguf"));
+    let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
+    let of = |method, targets, seed| random(&model, method, targets, seed);
+    let (lora, vera, ia3) = (of("lora", "all", 3), of("vera", "q,v,up", 6), of("ia3", "down", 4));
+    let level = Level::chosen().unwrap();
+    let on = worn(&model, &[(&lora, 0.5), (&vera, -1.5)]);
+    let want = logits(&mut runner(&model, options(1)), &tokens, on.delta());
+    let mut errors = Vec::new();
+    for rank in [1, 3, 6] {
+        let (layer, found) = combine(&model, &on, rank, 2, level, &mut |_, _| Ok(())).unwrap();
+        let new = Arc::new(Adapter::new("one", layer, Manifest::default(), model.program()).unwrap());
+        let one = worn(&model, &[(&new, 1.0)]);
+        let got = logits(&mut runner(&model, options(1)), &tokens, one.delta());
+        let off = want.iter().flatten().zip(got.iter().flatten()).map(|(a, b)| (a - b).abs());
+        let lost: f64 = found.iter().map(|c| c.lost).sum();
+        errors.push(((lost / found.iter().map(|c| c.squares).sum::<f64>()).sqrt(), off.fold(0f32, f32::max)));
+    }
+    // two of rank 3 are one of rank 6; less loses more, and says so
+    assert!(errors[2].0 < 1e-6 && errors[2].1 < 1e-4, "{errors:?}");
+    assert!(errors[0].0 > errors[1].0 && errors[1].0 > 0.01, "{errors:?}");
+    assert!(errors[0].1 > 1e-3, "{errors:?}");
+    // gains of a matrix are a change of full rank
+    let gains = worn(&model, &[(&ia3, 1.0)]);
+    let (_, found) = combine(&model, &gains, 64, 1, level, &mut |_, _| Ok(())).unwrap();
+    assert!(found.iter().all(|c| c.error() < 1e-5), "{found:?}");
+    let norms = of("norms", "norms", 1);
+    let refused = combine(&model, &worn(&model, &[(&norms, 1.0)]), 4, 1, level, &mut |_, _| Ok(()));
+    assert_eq!(refused.unwrap_err().kind(), Kind::Unsupported);
 }
 
 #[test]
@@ -431,7 +850,10 @@ fn ranks_and_alphas_of_places() {
     assert_eq!(wrong.layer(&model, level, 1).unwrap_err().findings().len(), 4);
     assert!(Places::parse("q").is_err() && Places::parse("q=0").is_err() && Places::parse("=1").is_err());
     let unknown = Method::named("lorra").unwrap_err().to_string();
-    assert!(unknown.contains("lora, dora, ia3, vera"), "{unknown}");
+    assert!(
+        unknown.contains("lora, dora, ia3, vera") && unknown.contains("prefix, prompt, ptuning"),
+        "{unknown}"
+    );
 }
 
 #[test]
@@ -439,11 +861,16 @@ fn runs_go_on_with_their_own_method_only() {
     let model = open(vectors().join(runs::MODEL));
     let level = Level::chosen().unwrap();
     let layer = |method: &str| {
-        New { rank: 2, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
+        let budget = Budget { target: Some(1), every: Some(1), ..Budget::default() };
+        let budget = (method == "adalora").then_some(budget);
+        New { rank: 2, budget, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera"] {
+    for method in ["dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr", "adalora"] {
         let run = |disk: &runs::Disk, threads: usize| {
-            let (data, options) = (runs::data(&model), runs::small(threads));
+            let (data, mut options) = (runs::data(&model), runs::small(threads));
+            if Method::named(method).unwrap().leads() {
+                options.dropout = 0.0; // of which they know nothing
+            }
             Run::new(model.clone(), layer(method), data, options, Some(Box::new(disk.clone()))).unwrap()
         };
         let (whole, parts) = (runs::Disk::default(), runs::Disk::default());
@@ -468,7 +895,16 @@ fn gradients_are_slopes() {
     let folder = vectors().join("llama");
     let model = open(folder.join("F32.gguf"));
     let rows = &rows(&folder.join("curve/data.jsonl"))[..4];
-    for (method, targets) in [("ia3", "all"), ("dora", "all,head"), ("lora", "all"), ("vera", "all,head")] {
+    for (method, targets) in [
+        ("ia3", "all"),
+        ("dora", "all,head"),
+        ("lora", "all"),
+        ("vera", "all,head"),
+        ("prefix", "front"),
+        ("prompt", "front"),
+        ("loha", "all"),
+        ("lokr", "all"),
+    ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
         t.step(rows, &RECIPE, 1).unwrap();

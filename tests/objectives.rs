@@ -5,7 +5,9 @@ mod support;
 use onlay::adapter::{Adapter, Names};
 use onlay::ops::kv::Precision;
 use onlay::train::objective::{Goal, named};
-use onlay::train::{Example, Keep, Origin, Recipe, Role, Set, Shape, Signal, TrainOptions, Trainer};
+use onlay::train::{
+    Example, Keep, Optimizer, Origin, Recipe, Role, Set, Shape, Signal, TrainOptions, Trainer,
+};
 use onlay_kernels::Level;
 use serde_json::Value;
 use std::path::Path;
@@ -84,6 +86,7 @@ fn follow(model: &str, case: &str, (pass_rows, keep, threads): (usize, Keep, usi
         sequences: 4,
         kv: Precision::F32,
         keep,
+        optimizer: Optimizer::default(),
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let window = settings["window"].as_u64().unwrap() as usize;
@@ -203,6 +206,7 @@ fn gradients_do_not_depend_on_the_passes() {
             sequences,
             kv: Precision::F32,
             keep: Keep::Streams,
+            optimizer: Optimizer::default(),
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
         trainer.set_packing(pack);
@@ -244,6 +248,7 @@ fn references_do_not_depend_on_the_pass_and_a_pair_stays_whole() {
             sequences,
             kv: Precision::F16,
             keep: Keep::Streams,
+            optimizer: Optimizer::default(),
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
         assert!(trainer.compare(&set, &[0], &mut [], None).is_err(), "no goal was set");

@@ -8,7 +8,8 @@ use onlay::error::Kind;
 use onlay::model::Model;
 use onlay::rng::Rng;
 use onlay::train::{
-    Checkpoint, Data, Event, Files, Flow, Keep, Length, Outcome, Recipe, Run, RunOptions, Shape, Start,
+    Checkpoint, Data, Event, Files, Flow, Keep, Length, Optimizer, Outcome, Recipe, Run, RunOptions, Shape,
+    Start,
 };
 use onlay_kernels::Level;
 use runs::*;
@@ -185,6 +186,7 @@ fn what_changes_numbers_is_refused_and_what_does_not_is_not() {
             o.recipe = Recipe { rate: 5.1e-3, beta2: 0.99, decay: 0.0, ..o.recipe };
         }),
         change(&["lr-schedule", "steps"], |o| o.recipe.shape = Shape::Constant),
+        change(&["optimizer"], |o| o.optimizer = Optimizer::AdamW8bit),
         change(&["warmup-steps", "max-grad-norm", "beta1", "epsilon"], |o| {
             o.recipe = Recipe { warmup: 1, max_norm: 0.5, beta1: 0.8, epsilon: 1e-7, ..o.recipe };
         }),

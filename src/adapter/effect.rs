@@ -3,7 +3,8 @@
 
 use super::bottleneck::{At, Bottleneck};
 use super::layer::{Layer, Part};
-use super::{bias, dora, ia3, lora, norms, tokens, vera, whole};
+use super::{adalora, bias, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
+use crate::error::Error;
 use crate::model::Model;
 use crate::model::program::Spot;
 use crate::ops::{Base, Host, Site};
@@ -32,6 +33,16 @@ pub enum Effect {
     Norm,
     /// Rows of the embedding table
     Rows,
+    /// Keys and values in front of a sequence's own
+    Prefix,
+    /// Rows in front of a sequence's embeddings
+    Prompt,
+    /// The same; while they learn they may be what a small network makes of other numbers
+    Ptuning,
+    /// `y + s·((A₁·B₁)∘(A₂·B₂))·x`
+    Hadamard,
+    /// `y + s·(w₁⊗w₂)·x`
+    Kronecker,
     /// `y + s·U·φ(D·x)`
     Beside,
     /// `W·(x + s·U·φ(D·x))`
@@ -40,6 +51,8 @@ pub enum Effect {
     Behind,
     /// `y + v`
     Bias,
+    /// `y + s·B·(E∘(A·x))`
+    Triplets,
 }
 
 /// All of them, each with its rules.
@@ -52,10 +65,16 @@ pub(super) static EFFECTS: &[(Effect, &dyn Rules)] = &[
     (Effect::Whole, &whole::Whole),
     (Effect::Norm, &norms::Norm),
     (Effect::Rows, &tokens::Embeddings),
+    (Effect::Prefix, &prefix::Prefix),
+    (Effect::Prompt, &prompt::Virtual(Effect::Prompt)),
+    (Effect::Ptuning, &prompt::Virtual(Effect::Ptuning)),
+    (Effect::Hadamard, &loha::Hadamard),
+    (Effect::Kronecker, &lokr::Kronecker),
     (Effect::Beside, &Bottleneck(At::Beside)),
     (Effect::Before, &Bottleneck(At::Before)),
     (Effect::Behind, &Bottleneck(At::Behind)),
     (Effect::Bias, &bias::Added),
+    (Effect::Triplets, &adalora::Triplets),
 ];
 
 impl Effect {
@@ -197,6 +216,11 @@ pub(super) trait Rules: Sync {
         Part { rank: 0, scale: 0.0, ..part }
     }
 
+    /// Why a part of these sizes cannot be, if so; asked before any memory is taken for it.
+    fn unfit(&self, part: &Part) -> Option<Error> {
+        None
+    }
+
     /// What decides its numbers besides the start, for the terms of a run.
     fn describe(&self, part: &Part) -> String;
 
@@ -226,6 +250,11 @@ pub(super) trait Rules: Sync {
         [(0..part.len(), false), (0..0, false), (0..0, false)]
     }
 
+    /// Numbers behind all others that only remember something while it learns: they have neither gradients nor moments.
+    fn remembers(&self, part: &Part) -> usize {
+        0
+    }
+
     /// Sets the numbers of a new part: the layer changes nothing yet, unless its paper wants it so.
     fn start(&self, layer: &Layer, i: usize, model: &Model, level: Level, rng: &mut Rng);
 
@@ -238,6 +267,16 @@ pub(super) trait Rules: Sync {
     /// of the base's.
     fn times(&self, part: &mut Part, numbers: &mut [f32], by: f32) -> bool {
         false
+    }
+
+    /// By how much to learn faster than LoRA, to begin with, if not by its method's pace.
+    fn pace(&self, part: &Part) -> Option<f64> {
+        None
+    }
+
+    /// The part, and its numbers, that it is once it has learned, if that is another one.
+    fn published(&self, layer: &Layer, i: usize) -> Option<(Part, Vec<f32>)> {
+        None
     }
 
     // What follows from its numbers and the base.
@@ -409,6 +448,14 @@ pub(super) trait Rules: Sync {
     ) {
         unreachable!("not around a product");
     }
+
+    /// Numbers behind its gradients in which a step gathers what [`Rules::before_update`] makes gradients of.
+    fn gathers(&self, part: &Part) -> usize {
+        0
+    }
+
+    /// Last changes to the gradients of a step, once all its passes are done; what is gathered is cleared by it.
+    fn before_update(&self, layer: &Layer, i: usize, level: Level, each: Each<'_>) {}
 
     fn head_back(&self, layer: &Layer, i: usize, level: Level, x: &[f32], dlogits: &[f32], dx: &mut [f32]) {}
 

@@ -3,7 +3,7 @@
 //! Shapes first, all of them, then numbers: nothing is allocated for a file that will be refused for its shapes, and
 //! what is allocated is the file's own numbers as f32.
 
-use super::effect::{EFFECTS, Key, Rules};
+use super::effect::{EFFECTS, Key, Rules, Shapes};
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
 use super::names::Names;
@@ -50,10 +50,10 @@ pub(super) struct Gather<'a> {
 }
 
 /// The key that a tensor's name ends in, and what stands before it.
-pub(super) fn key_of<'n>(
-    name: &'n str,
+pub(super) fn key_of(
+    name: &str,
     spelling: fn(&'static Key) -> &'static str,
-) -> Option<(&'n str, &'static Key)> {
+) -> Option<(&str, &'static Key)> {
     let keys = EFFECTS.iter().flat_map(|(_, rules)| rules.keys());
     let all = keys.filter_map(|key| Some((name.strip_suffix(spelling(key))?, key)));
     all.min_by_key(|(rest, _)| rest.len())
@@ -72,7 +72,7 @@ impl<'a> Gather<'a> {
     pub(super) fn new(program: &'a Program, names: &'a Names, wrong: Findings) -> Self {
         let n = program.places();
         let found = (0..n).map(|_| Vec::new()).collect();
-        Gather { program, names, method: None, found, spoilt: vec![false; n], shared: [None, None], wrong }
+        Gather { program, names, found, spoilt: vec![false; n], shared: [None, None], method: None, wrong }
     }
 
     /// The method that the file names: what tensors mean where their shapes leave it open.
@@ -174,9 +174,10 @@ impl<'a> Gather<'a> {
             (found.iter().all(|(key, _)| tensors.iter().any(|t| t.key == *key))).then_some((part, tensors))
         };
         let named = self.method.map(|m| m.effect(self.names, i));
-        let first = EFFECTS.iter().filter(|(effect, _)| Some(*effect) == named);
-        let Some((part, tensors)) = first.chain(EFFECTS).find_map(whole) else {
-            let error = incomplete(found).at(at(&found[0].1));
+        let exact = EFFECTS.iter().filter(|(effect, _)| Some(*effect) == named);
+        let said = EFFECTS.iter().filter(|(effect, _)| self.method.is_some_and(|m| m.has(*effect)));
+        let Some((part, tensors)) = exact.chain(said).chain(EFFECTS).find_map(whole) else {
+            let error = incomplete(found, &shapes, bare).at(at(&found[0].1));
             self.wrong.push(error);
             return None;
         };
@@ -187,6 +188,11 @@ impl<'a> Gather<'a> {
         }
         if part.rank == 0 && part.rules().most_rank(&part) > 0 {
             wrong.push(Error::expected(Kind::Format, "rank", "at least 1", 0).at(at(&found[0].1)));
+        }
+        if let Some(error) = part.rules().unfit(&part) {
+            let error = error.at(at(&found[0].1));
+            self.wrong.push(error);
+            return None;
         }
         for tensor in tensors {
             let Some((_, half)) = found.iter().find(|(k, _)| *k == tensor.key) else {
@@ -262,13 +268,15 @@ impl Gather<'_> {
 }
 
 /// Why the tensors of a place are no part.
-fn incomplete(found: &[(&'static Key, Half<'_>)]) -> Error {
+fn incomplete(found: &[(&'static Key, Half<'_>)], shapes: Shapes<'_>, bare: Part) -> Error {
     let words = |keys: &mut dyn Iterator<Item = &'static Key>| {
         keys.map(|k| k.gguf.trim_start_matches('.')).collect::<Vec<_>>().join(" and ")
     };
     let missing = EFFECTS.iter().filter_map(|(_, rules)| {
         let keys = rules.keys();
+        // what would be whole without some of these lacks nothing
         let within = found.iter().all(|(key, _)| keys.contains(key));
+        let within = within && rules.recognise(shapes, bare).is_none();
         let rest = || keys.iter().filter(|key| found.iter().all(|(k, _)| k != key));
         within.then(|| (rest().count(), words(&mut rest())))
     });

@@ -11,6 +11,11 @@
 //! vera_b [r, most outputs]                  NAME.vera_b   [outputs]     the shared B in the converted model's order
 //! NAME.whole [inputs, outputs]              NAME.norm     [length]      in place of the base's
 //! token_embd.weight.token_ids [n] as f32    token_embd.weight.token_rows [width, n]
+//! NAME.adalora_a [inputs, r]                NAME.adalora_e [1, r], NAME.adalora_b [r, outputs]
+//! front.prompt_embeddings [n, k]            of prefix, prompt and ptuning: a row for each virtual token, see there; keys in the
+//!                                           converted model's order
+//! NAME.hada_w1_a, w2_a [r, outputs]         NAME.hada_w1_b, w2_b [inputs, r]
+//! NAME.lokr_w1 [m, l], NAME.lokr_w2         or .lokr_w1_a, .lokr_w1_b …; outputs in the converted model's order
 //! ```
 //! llama.cpp knows the type `lora` and refuses others, as it must.
 //!
@@ -48,6 +53,10 @@ use onlay_kernels::activate::{ACTIVATIONS, Activation};
 use std::path::Path;
 
 const ALPHA: &str = "adapter.lora.alpha";
+
+/// Tensors that have a rank of rows.
+const RANKED: [&str; 6] =
+    [".lora_a", ".adapter_down", ".adalora_a", ".hada_w1_b", ".lokr_w1_b", ".lokr_w2_b"];
 
 /// Of all bottlenecks; tanh if absent.
 const ACTIVATION: &str = "onlay.activation";
@@ -151,9 +160,7 @@ pub(super) fn contents(path: &Path) -> Result<Contents> {
     let method = method_of(metadata)?.name.into();
     let ranks = file
         .tensors()
-        .filter(|t| {
-            [".lora_a", ".adapter_down"].iter().any(|end| t.name().ends_with(end)) || t.name() == "vera_a"
-        })
+        .filter(|t| RANKED.iter().any(|end| t.name().ends_with(end)) || t.name() == "vera_a")
         .filter_map(|t| t.dims().get(1).copied());
     let half = |t: TensorRef<'_>| contents::Half {
         name: t.name().into(),

@@ -8,122 +8,24 @@
 //! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
 //! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
+use super::adalora::Budget;
 pub use super::effect::Effect;
 use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
 use super::methods::Method;
-use super::names::Names;
+use super::names::{Names, moving_head};
+pub use super::part::Part;
 use super::vera::Shared;
-use crate::error::{Error, Findings, Kind, Place, Result};
+use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
 use crate::ops::{Backward, Base, Delta, Host, Lent, Site, VectorId};
 use crate::rng::{Rng, hash};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::RwLockReadGuard;
-
-/// What a layer is at one place.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Part {
-    /// What its numbers do.
-    pub effect: Effect,
-    /// Rank r; 0 where there is none.
-    pub rank: usize,
-    /// Inputs of the product.
-    pub inputs: usize,
-    /// Outputs of the product.
-    pub outputs: usize,
-    /// s, what h·Bᵀ is multiplied with.
-    pub scale: f32,
-    /// The last so many hidden units do not learn: a start that is taken off again.
-    pub frozen: usize,
-    /// What else its effect must know: see there.
-    pub more: [usize; 4],
-}
-
-impl Part {
-    /// A pair A, B.
-    pub fn lora(rank: usize, inputs: usize, outputs: usize, scale: f32) -> Part {
-        Part { rank, inputs, outputs, scale, ..Part::default() }
-    }
-
-    pub(super) fn rules(&self) -> &'static dyn Rules {
-        self.effect.rules()
-    }
-
-    /// Numbers in a pair A and B.
-    pub(super) fn pair(&self) -> usize {
-        self.rank * (self.inputs + self.outputs)
-    }
-
-    /// All its numbers.
-    pub fn len(&self) -> usize {
-        self.rules().len(self)
-    }
-
-    /// Whether it has no numbers.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The numbers that learn, and whether they do so at B's rate (LoRA+).
-    pub fn learned(&self) -> [(Range<usize>, bool); 3] {
-        self.rules().learned(self)
-    }
-
-    /// The scale s of α: α/r, or α/√r with `stabilised` (rsLoRA).
-    pub fn scale_of(alpha: f64, rank: usize, stabilised: bool) -> f32 {
-        let r = rank as f64;
-        (alpha / if stabilised { r.sqrt() } else { r }) as f32
-    }
-
-    /// Finds all parts whose shapes are not those of the program at their places.
-    pub(super) fn fit(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
-        if parts.len() != program.sites.len() && parts.len() != program.places() {
-            let (expected, found) = (program.places(), parts.len());
-            wrong.push(Error::expected(Kind::Mismatch, "places of the layer's base", expected, found));
-        }
-        for (i, part) in parts.iter().enumerate().take(program.places()) {
-            let Some(p) = part else { continue };
-            let (found, expected) = ((p.inputs, p.outputs), program.place_shape(i));
-            if p.rules().spot() != program.spot(i) {
-                let text = format!("a layer of this kind ({:?}) cannot be here", p.effect);
-                wrong.push(Error::new(Kind::Mismatch, text).at(Place::Tensor(program.place_name(i).into())));
-            } else if found != expected {
-                let text = |(i, o)| format!("{i} inputs and {o} outputs");
-                let (expected, found) = (text(expected), text(found));
-                let place = Place::Tensor(program.place_name(i).into());
-                wrong.push(Error::expected(Kind::Mismatch, "layer", expected, found).at(place));
-            }
-        }
-    }
-
-    /// [`Part::fit`], and ranks that are of use: above 0 and not above what the product itself has.
-    pub(super) fn check_all(parts: &[Option<Part>], program: &Program, wrong: &mut Findings) {
-        Part::fit(parts, program, wrong);
-        for (i, part) in parts.iter().enumerate().take(program.places()) {
-            let Some(p) = part else { continue };
-            let (learned, most) = (p.rank - p.frozen, p.rules().most_rank(p));
-            if most > 0 && !(1..=most).contains(&learned) {
-                let place = Place::Tensor(program.place_name(i).into());
-                let range = if most == usize::MAX { "at least 1".into() } else { format!("1 to {most}") };
-                wrong.push(Error::expected(Kind::Argument, "rank", range, learned).at(place));
-            }
-        }
-    }
-}
-
-/// What decides its numbers besides the start: `rank 8 scale 2`, and what is not LoRA's.
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.rules().describe(self))?;
-        if self.frozen > 0 { write!(f, " frozen {}", self.frozen) } else { Ok(()) }
-    }
-}
 
 /// What follows from the numbers of a part and the base; not yet known while there is one that is no number.
 #[derive(Clone, Debug, Default)]
@@ -149,10 +51,20 @@ struct Dropout {
     rows: Slots<Vec<u64>>,
 }
 
+/// What parts must know of the program.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    /// Tokens: virtual ones follow.
+    pub vocabulary: usize,
+    /// See [`moving_head`].
+    pub head: usize,
+}
+
 /// Parts at some places of one program. See the module.
 #[derive(Debug)]
 pub struct Layer {
     parts: Vec<Option<Part>>,
+    facts: Facts,
     /// How many of the places are products.
     sites: usize,
     /// For each place, tensor by tensor as its effect says, in the order of its files.
@@ -162,6 +74,8 @@ pub struct Layer {
     pub(super) derived: Slots<Derived>,
     /// The pair of [`Effect::Vera`].
     shared: Option<Arc<Shared>>,
+    /// How [`Effect::Triplets`] gives up ranks while it learns.
+    pub(super) budget: Option<Budget>,
     /// Memory of the backward pass, as [`Rules::memory`] asks for it.
     pub(super) memory: Slots<Vec<f32>>,
 }
@@ -170,25 +84,28 @@ impl Layer {
     /// The layer with the given parts at the sites of a program, one entry for each; all numbers zero.
     pub fn new(parts: Vec<Option<Part>>) -> Self {
         let sites = parts.len();
-        Layer::with(parts, sites)
+        Layer::with(parts, sites, Facts::default())
     }
 
     /// The layer with the given parts at the places of a program, one entry for each; all numbers zero.
     pub fn over(program: &Program, parts: Vec<Option<Part>>) -> Self {
-        Layer::with(parts, program.sites.len())
+        let facts = Facts { vocabulary: program.vocabulary, head: moving_head(program) };
+        Layer::with(parts, program.sites.len(), facts)
     }
 
-    fn with(parts: Vec<Option<Part>>, sites: usize) -> Self {
+    fn with(parts: Vec<Option<Part>>, sites: usize, facts: Facts) -> Self {
         let params = Slots::new(parts.len(), |i| vec![0.0; parts[i].map_or(0, |p: Part| p.len())]);
         let derived = Slots::new(parts.len(), |i| Derived::new(parts[i].as_ref()));
         Layer {
             parts,
+            facts,
             sites,
             params,
             grads: None,
             dropout: Dropout::default(),
             derived,
             shared: None,
+            budget: None,
             memory: Slots::default(),
         }
     }
@@ -215,14 +132,41 @@ impl Layer {
         let derived = Slots::new(self.parts.len(), |i| self.derived.read(i).clone());
         Layer {
             parts: self.parts.clone(),
+            facts: self.facts,
             sites: self.sites,
             params,
             grads: None,
             dropout: Dropout::default(),
             derived,
             shared: self.shared.clone(),
+            budget: self.budget,
             memory: Slots::default(),
         }
+    }
+
+    /// What is published of it: the same without gradients, with every part as it is once it has learned.
+    pub(super) fn published(self) -> Layer {
+        let mut layer = if self.learning() { self.copy() } else { self };
+        for i in 0..layer.parts.len() {
+            let Some((part, numbers)) = layer.parts[i].and_then(|p| p.rules().published(&layer, i)) else {
+                continue;
+            };
+            layer.put(i, part, numbers);
+        }
+        layer.budget = None;
+        layer
+    }
+
+    /// Puts another part in the place of one; none where it has no numbers.
+    pub(super) fn put(&mut self, i: usize, part: Part, numbers: Vec<f32>) {
+        self.parts[i] = (!numbers.is_empty()).then_some(part);
+        *self.params.get(i) = numbers;
+        *self.derived.get(i) = Derived::new(self.parts[i].as_ref());
+    }
+
+    /// What its parts must know of the program.
+    pub(super) fn facts(&self) -> Facts {
+        self.facts
     }
 
     /// The same, doing `by` times what it did: as if it were worn with that weight. `None` where no such numbers exist
@@ -256,7 +200,8 @@ impl Layer {
         self.dropout = Dropout { rate, seed, rows: Slots::new(1, |_| Vec::with_capacity(names)) };
         let sizes = self.memory_sizes(rows, rate > 0);
         self.memory = Slots::new(sizes.len(), |i| vec![0.0; sizes[i]]);
-        self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, |p| p.len())]));
+        let numbers = |p: Part| p.learning_len() + p.rules().gathers(&p);
+        self.grads = Some(Slots::new(self.parts.len(), |i| vec![0.0; self.parts[i].map_or(0, numbers)]));
         Ok(())
     }
 
@@ -277,7 +222,9 @@ impl Layer {
         let derived: u64 = derived.map(|(n, exact)| (4 * n + 8 * exact) as u64).sum();
         let derived = derived + self.shared().map_or(0, Shared::bytes);
         let sizes = self.memory_sizes(rows, dropout || self.dropout.rate > 0);
-        (params + derived, 3 * params + 4 * sizes.iter().sum::<usize>() as u64)
+        let gathered: usize = self.parts.iter().flatten().map(|p| p.rules().gathers(p)).sum();
+        let learning = 4 * self.learning_len() as u64;
+        (params + derived, 3 * learning + 4 * (gathered + sizes.iter().sum::<usize>()) as u64)
     }
 
     /// What is at each place.
@@ -297,6 +244,20 @@ impl Layer {
             let Some(part) = part else { continue };
             part.rules().settle(self, i, model, level, each);
         }
+    }
+
+    /// Last changes to the gradients of a step, before anything is made of them.
+    pub fn before_update(&self, level: Level, each: Each<'_>) {
+        for (i, part) in self.parts.iter().enumerate() {
+            let Some(part) = part else { continue };
+            part.rules().before_update(self, i, level, each);
+        }
+    }
+
+    /// By how much to learn faster than LoRA, to begin with.
+    pub fn pace(&self) -> f64 {
+        let own = self.parts.iter().flatten().find_map(|p| p.rules().pace(p));
+        own.unwrap_or(self.method().pace)
     }
 
     /// Sets all pairs to what LoRA begins with: A random, B zero.
@@ -325,6 +286,11 @@ impl Layer {
         self.parts.iter().flatten().map(Part::len).sum()
     }
 
+    /// Those that may learn: all but what is only remembered.
+    pub fn learning_len(&self) -> usize {
+        self.parts.iter().flatten().map(Part::learning_len).sum()
+    }
+
     /// Whether it has no part.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -338,18 +304,20 @@ impl Layer {
     /// Numbers of a place that are laid out as its parameters, such as its gradients, tensor by tensor as PEFT's files have
     /// them, behind the names that these have there.
     pub fn named(&self, names: &Names, place: usize, numbers: &[f32]) -> Vec<(String, Vec<f32>)> {
-        let (Some(part), Some(module)) = (self.parts[place], names.module(place)) else { return vec![] };
+        let Some(part) = self.parts[place].filter(|_| names.module(place).is_some()) else { return vec![] };
         let mut rest = numbers;
         let each = part.rules().tensors(&part).into_iter().map(|tensor| {
             let (here, behind) = rest.split_at(tensor.len());
             rest = behind;
-            let name = format!("base_model.model.{module}{}", tensor.key.peft);
-            (name, tensor.filed(here, |row| names.row(place, row)))
+            (
+                names.peft(place, tensor.key).unwrap_or_default(),
+                tensor.filed(here, |row| names.row(place, row)),
+            )
         });
         each.collect()
     }
 
-    /// Gradients, laid out as the parameters. Panics before [`Layer::learn`].
+    /// Gradients, laid out as the parameters, with what else a step gathers behind them. Panics before [`Layer::learn`].
     pub fn grads(&self) -> &Slots<Vec<f32>> {
         self.grads.as_ref().expect("a layer that learns has gradients")
     }

@@ -352,9 +352,9 @@ impl Layer {
         dh: &[f32],
         a: &[f32],
         stride: usize,
-        mut dx: MatMut<'_>,
+        dx: MatMut<'_>,
     ) {
-        let (level, inputs) = (host.level, dx.cols());
+        let inputs = dx.cols();
         let rank = dh.len() / dx.rows();
         let straight = Factor { data: dh, row: rank, step: 1 };
         if names.is_empty() {
@@ -362,7 +362,20 @@ impl Layer {
         }
         dropped.fill(0.0);
         add_product(host, 1.0, straight, rank, a, stride, MatMut::new(dropped, inputs));
-        let through = Mat::new(dropped, inputs);
+        self.undrop(host, site, names, dropped, dx);
+    }
+
+    /// `dx += drop′(through)`, both `[rows][inputs]`.
+    pub(super) fn undrop(
+        &self,
+        host: &mut Host<'_>,
+        site: Site,
+        names: &[u64],
+        through: &[f32],
+        mut dx: MatMut<'_>,
+    ) {
+        let (level, inputs) = (host.level, dx.cols());
+        let through = Mat::new(through, inputs);
         each_row(host, dx.again().data(), inputs, |row, dx| {
             let mut piece = [0.0; 256];
             for (i, (dx, from)) in dx.chunks_mut(256).zip(through.row(row).chunks(256)).enumerate() {

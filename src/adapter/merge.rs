@@ -2,12 +2,10 @@
 //!
 //! ```text
 //! Ŵ = encode( g∘decode(W)∘l + Σᵢ wᵢ·gᵢ∘sᵢ·Bᵢ·Aᵢ )     g, l: gains of outputs and inputs, see worn
-//! bias = g∘bias + Σᵢ wᵢ·vᵢ                               where a gain reaches it, and for added vectors
 //! ```
 //! tensor by tensor and some rows at a time, so memory holds a few rows whatever the model's size. Products without an
 //! adapter keep their bytes. Encoding rounds again: a merged Q4 base is not the base with its adapter on, and the
-//! [`Merged`] of every tensor says how far off it is. What an adapter changes may be smaller than that. A vector can be added
-//! only to a bias that the file has, in F32: that is exact but for one rounding.
+//! [`Merged`] of every tensor says how far off it is. What an adapter changes may be smaller than that.
 //!
 //! # Heads that share the embedding table
 //! Folding into the shared table would change the lookup too. The head gets a matrix of its own, `output.weight`, and
@@ -22,7 +20,7 @@ use crate::format::files::write_atomically;
 use crate::format::gguf::{Builder, Sink};
 use crate::format::types::Type;
 use crate::model::Model;
-use crate::ops::Site;
+use crate::ops::{Site, VectorId};
 use crate::tensor::{Identity, Matrix, Slots, Storage, Team, TensorRef};
 use onlay_kernels::Level;
 use onlay_kernels::dense::Dense;
@@ -135,8 +133,9 @@ pub fn merge(
     let mut wrong = Findings::default();
     let program = model.program();
     for i in program.sites.len()..program.places() {
-        if worn.stack().iter().any(|(a, _)| a.parts().get(i).is_some_and(Option::is_some)) {
-            let error = Error::new(Kind::Unsupported, "what is here cannot be folded in");
+        for part in worn.stack().iter().filter_map(|(a, _)| a.parts().get(i)?.as_ref()) {
+            let why = part.rules().unfoldable().unwrap_or("what is here cannot be folded in");
+            let error = Error::new(Kind::Unsupported, why);
             wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
         }
     }
@@ -156,35 +155,28 @@ pub fn merge(
     }
     let shared = &work;
     for tensor in weights.tensors() {
-        let sites = names.sites().zip(&model.program().sites);
-        let site = sites.filter(|(_, info)| info.name == tensor.name()).map(|(s, _)| s).next();
-        let changed = site.filter(|s| worn.changes_matrix(*s));
-        let tied = changed.is_some_and(|s| names.tied(s));
-        let of_bias = names.sites().zip(&program.sites).find_map(|(site, info)| {
-            let (gain, sum) = worn.of_bias(site);
-            let here = (gain.is_some() || sum.is_some()) && bias_of(&info.name) == Some(tensor.name().into());
-            here.then_some((gain, sum))
-        });
-        if let Some((gain, sum)) = of_bias {
-            let Some((bytes, merged)) = wrong.keep(fold_bias(tensor, gain, sum)) else { continue };
-            builder.tensor_from(tensor.name(), tensor.kind(), tensor.dims(), move |sink| {
-                let mut work = shared.borrow_mut();
-                work.report.tensors.push(merged.clone());
-                work.put(sink, &bytes)
-            });
+        if let Some(bias) = new_bias(model, worn, tensor.name()) {
+            builder.tensor_from(tensor.name(), Type::F32, tensor.dims(), move |sink| sink.put_f32s(&bias));
             continue;
         }
+        let site = site_of(model, tensor.name());
+        let changed = site.filter(|s| changes_matrix(worn, *s));
+        let tied = changed.is_some_and(|s| names.tied(s));
         if changed.is_none() || tied {
             builder.tensor_from(tensor.name(), tensor.kind(), tensor.dims(), move |sink| {
                 shared.borrow_mut().copy(tensor, sink)
             });
         }
+        if let Some(site) = site
+            && worn.of_bias(site).1.is_some()
+            && bias_of(model, tensor.name()).is_none()
+        {
+            let text = "a vector is added to this product, and the base has no bias here to fold it into";
+            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(tensor.name().into())));
+        }
         let Some(site) = changed else { continue };
-        for (adapter, _) in worn.stack() {
-            let why = adapter.lora().part(site).and_then(|p| p.rules().unfoldable());
-            if let Some(why) = why {
-                wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
-            }
+        if let Some(why) = unfoldable(worn.stack(), site) {
+            wrong.push(Error::new(Kind::Unsupported, why).at(Place::Tensor(tensor.name().into())));
         }
         shared.borrow_mut().report.untied |= tied;
         let kind = options.kind.unwrap_or(tensor.kind());
@@ -193,49 +185,45 @@ pub fn merge(
             shared.borrow_mut().fold(&fold, sink)
         });
     }
-    for (site, info) in names.sites().zip(&program.sites).filter(|(site, _)| worn.of_bias(*site).1.is_some())
-    {
-        if !bias_of(&info.name).is_some_and(|bias| weights.tensors().any(|t| t.name() == bias)) {
-            let text = "this base has no bias here that a vector could be added to";
-            wrong.push(Error::new(Kind::Unsupported, text).at(Place::Tensor(names.gguf(site).into())));
-        }
-    }
     wrong.refuse("the adapters cannot be folded into this base").map_err(|e| e.in_file(weights.path()))?;
     work.borrow_mut().all = builder.file_len()?;
     let bytes = write_atomically(path, options.overwrite, |out| builder.write(out))?;
     Ok(MergeReport { bytes, ..work.into_inner().report })
 }
 
-/// What the bias of a product is called.
-fn bias_of(matrix: &str) -> Option<String> {
-    matrix.strip_suffix(".weight").map(|name| format!("{name}.bias"))
+/// The product of a matrix.
+fn site_of(model: &Model, matrix: &str) -> Option<Site> {
+    model.program().sites.iter().position(|s| s.name == matrix).map(|i| Site(i as u32))
 }
 
-/// `gain∘bias + sum`: its bytes, and what became of it.
-fn fold_bias(tensor: TensorRef<'_>, gain: Option<&[f32]>, sum: Option<&[f32]>) -> Result<(Vec<u8>, Merged)> {
-    let at = |e: Error| e.at(Place::Tensor(tensor.name().into()));
-    if tensor.kind() != Type::F32 {
-        let (what, found) = ("type of a bias to fold into", tensor.kind());
-        return Err(at(Error::expected(Kind::Unsupported, what, "F32", found)));
+/// Whether the adapters change the matrix of a product, and not only what is added to it.
+fn changes_matrix(worn: &Worn, site: Site) -> bool {
+    let with = worn.stack().iter().map(|(a, _)| a.lora());
+    with.filter_map(|layer| Some((layer, layer.part(site)?)))
+        .any(|(layer, part)| part.rules().output_sum(layer, site).is_none())
+}
+
+/// The bias beside a matrix, by the matrix's name.
+pub(super) fn bias_of<'m>(model: &'m Model, matrix: &str) -> Option<&'m [f32]> {
+    let name = format!("{}.bias", matrix.strip_suffix(".weight")?);
+    let id = model.program().vectors.iter().position(|v| v.name == name)?;
+    Some(model.bound().vector(VectorId(id as u32)))
+}
+
+/// What becomes of the bias of that name, if the adapters reach it: `gain∘bias + v`.
+fn new_bias(model: &Model, worn: &Worn, name: &str) -> Option<Vec<f32>> {
+    let matrix = format!("{}.weight", name.strip_suffix(".bias")?);
+    let (gain, sum) = worn.of_bias(site_of(model, &matrix)?);
+    if (gain, sum) == (None, None) {
+        return None;
     }
-    let from = Matrix::new(tensor)?;
-    let mut old = vec![0.0; from.rows * from.cols];
-    old.chunks_exact_mut(from.cols).enumerate().for_each(|(i, row)| from.decode_row(i, row));
-    let mut new = old.clone();
-    new.iter_mut().zip(gain.into_iter().flatten()).for_each(|(b, g)| *b *= g);
-    new.iter_mut().zip(sum.into_iter().flatten()).for_each(|(b, v)| *b += v);
-    if let Some(i) = new.iter().position(|v| !v.is_finite()) {
-        return Err(at(Error::new(Kind::Numeric, format!("number {i} would not be finite"))));
-    }
-    let squares = |each: &mut dyn Iterator<Item = f32>| each.map(|v| f64::from(v).powi(2)).sum();
-    let merged = Merged {
-        tensor: tensor.name().into(),
-        kind: Type::F32,
-        squares: squares(&mut new.iter().copied()),
-        changed: squares(&mut new.iter().zip(&old).map(|(a, b)| a - b)),
-        lost: 0.0,
+    let mut bias = bias_of(model, &matrix)?.to_vec();
+    let by = |to: &mut [f32], with: Option<&[f32]>, f: fn(&mut f32, f32)| {
+        to.iter_mut().zip(with.into_iter().flatten()).for_each(|(to, v)| f(to, *v));
     };
-    Ok((new.iter().flat_map(|v| v.to_le_bytes()).collect(), merged))
+    by(&mut bias, gain, |b, g| *b *= g);
+    by(&mut bias, sum, |b, v| *b += v);
+    Some(bias)
 }
 
 /// What was folded in, as JSON.
@@ -248,6 +236,47 @@ fn note(worn: &Worn, model: &Model) -> String {
         "adapters": each.collect::<Vec<_>>(),
     })
     .to_string()
+}
+
+/// What a stack of adapters makes of the matrix at a site.
+pub(super) struct Changed<'a> {
+    pub site: Site,
+    pub from: Matrix<'a>,
+    /// l and g.
+    pub gains: (Option<&'a [f32]>, Option<&'a [f32]>),
+    pub stack: &'a [(Arc<Adapter>, f32)],
+}
+
+impl Changed<'_> {
+    /// Some rows from `first` on: as they become, and as the base has them.
+    pub(super) fn rows(
+        &self,
+        level: Level,
+        first: usize,
+        (sum, base): (&mut [f32], &mut [f32]),
+        spare: &mut Vec<f32>,
+    ) {
+        let k = self.from.cols;
+        sum.chunks_exact_mut(k).enumerate().for_each(|(i, row)| self.from.decode(level, first + i, 0, row));
+        base.copy_from_slice(sum);
+        if let (Some(l), _) = self.gains {
+            sum.chunks_exact_mut(k).for_each(|row| row.iter_mut().zip(l).for_each(|(w, l)| *w *= l));
+        }
+        if let (_, Some(g)) = self.gains {
+            let rows = sum.chunks_exact_mut(k).zip(&g[first..]);
+            rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
+        }
+        for (adapter, weight) in self.stack {
+            let Some(part) = adapter.lora().part(self.site) else { continue };
+            let rows = Rows { level, first, n: sum.len() / k, sum, base, spare };
+            part.rules().fold(adapter.lora(), self.site, *weight, rows);
+        }
+    }
+}
+
+/// Why the adapters of a stack cannot be folded into a matrix, if so.
+pub(super) fn unfoldable(stack: &[(Arc<Adapter>, f32)], site: Site) -> Option<&'static str> {
+    stack.iter().find_map(|(a, _)| a.lora().part(site)?.rules().unfoldable())
 }
 
 /// One matrix to be changed.
@@ -290,20 +319,9 @@ impl<'a> Fold<'a> {
         let (n, k) = (ROWS.min(self.from.rows - first), self.from.cols);
         let Piece { sum, other, packed, bytes, sums } = piece;
         let sum = &mut sum[..n * k];
-        sum.chunks_exact_mut(k).enumerate().for_each(|(i, row)| self.from.decode(level, first + i, 0, row));
-        other[..n * k].copy_from_slice(sum);
-        if let (Some(l), _) = self.gains {
-            sum.chunks_exact_mut(k).for_each(|row| row.iter_mut().zip(l).for_each(|(w, l)| *w *= l));
-        }
-        if let (_, Some(g)) = self.gains {
-            let rows = sum.chunks_exact_mut(k).zip(&g[first..]);
-            rows.for_each(|(row, g)| row.iter_mut().for_each(|w| *w *= g));
-        }
-        for (adapter, weight) in self.stack {
-            let Some(part) = adapter.lora().part(self.site) else { continue };
-            let rows = Rows { level, first, n, sum, base: &other[..n * k], spare: packed };
-            part.rules().fold(adapter.lora(), self.site, *weight, rows);
-        }
+        let (gains, stack) = (self.gains, self.stack);
+        let changed = Changed { site: self.site, from: self.from, gains, stack };
+        changed.rows(level, first, (sum, &mut other[..n * k]), packed);
         let difference =
             |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
         let changed = difference(sum, &other[..n * k]);

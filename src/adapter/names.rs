@@ -20,8 +20,9 @@
 //! ```text
 //! row h·d + j·d/2 + i there   =   row h·d + 2i + j in GGUF        j in 0..2, i in 0..d/2
 //! ```
-//! so the rows of B of a PEFT file move likewise.
+//! so the rows of B of a PEFT file move likewise, and so do the keys of a prefix (see prefix).
 
+use super::effect::Key;
 use crate::model::program::{Program, Spot};
 use crate::ops::Site;
 use onlay_kernels::rope::Pairs;
@@ -82,6 +83,24 @@ struct Name {
     heads: usize,
 }
 
+/// The root of the module tree in PEFT's files.
+pub(super) const ROOT: &str = "base_model.model.";
+
+/// Columns of a head, where rows of q and k lie in another order in GGUF; 0 where they do not.
+pub(super) fn moving_head(program: &Program) -> usize {
+    let head = program.attention.head;
+    if program.turning.pairs == Pairs::Adjacent && head % 2 == 0 { head } else { 0 }
+}
+
+/// The row there of row `i`, with such heads.
+pub(super) fn moved(head: usize, i: usize) -> usize {
+    if head == 0 {
+        return i;
+    }
+    let (at, j, k) = (i / head, i % head / (head / 2), i % (head / 2));
+    at * head + 2 * k + j
+}
+
 /// The names of a program's places.
 #[derive(Debug)]
 pub struct Names {
@@ -97,7 +116,7 @@ impl Names {
     /// The names of this program's places.
     pub fn of(program: &Program) -> Names {
         let attention = program.attention;
-        let moves = program.turning.pairs == Pairs::Adjacent && attention.head % 2 == 0;
+        let moves = moving_head(program) > 0;
         let name = |i: usize| {
             let (tensor, spot) = (program.place_name(i), program.spot(i));
             let is_head = i == program.head.site.0 as usize;
@@ -173,6 +192,13 @@ impl Names {
         self.name(place).module.as_deref()
     }
 
+    /// The name of a tensor in PEFT's files: what stands in front of a sequence is outside the module tree.
+    pub(super) fn peft(&self, place: impl Into<usize>, key: &Key) -> Option<String> {
+        let module = self.module(place)?;
+        let root = if module.is_empty() { "" } else { ROOT };
+        Some(format!("{root}{module}{}", key.peft))
+    }
+
     /// The last part of the module path, which all layers share.
     pub fn last(&self, place: impl Into<usize>) -> Option<&'static str> {
         self.name(place).word.and_then(|w| w.module.rsplit('.').next())
@@ -198,9 +224,7 @@ impl Names {
         if self.name(place).heads == 0 {
             return i;
         }
-        let d = self.head;
-        let (head, j, k) = (i / d, i % d / (d / 2), i % (d / 2));
-        head * d + 2 * k + j
+        moved(self.head, i)
     }
 
     /// Every way a place can be asked for, in parts between points; the longest ones hold all others as their ends. There

@@ -15,6 +15,7 @@
 //! As LLM-Adapters has them: "bert" unless told otherwise, which changes a little from the first step on, or zero. See
 //! [`bottleneck`].
 
+use super::adalora::Budget;
 use super::bottleneck;
 use super::layer::{Effect, Layer, Part};
 use super::methods::Method;
@@ -26,13 +27,16 @@ use super::vera::Shared;
 use super::whole::half;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
-use crate::model::program::Spot;
+use crate::model::program::{Program, Spot};
 use crate::ops::Site;
 use crate::rng::Rng;
 use crate::tensor::Team;
 use onlay_kernels::Level;
 use onlay_kernels::activate::Activation;
 use std::collections::BTreeSet;
+
+/// The widest encoder; no model's rows are as wide.
+const WIDEST: usize = 1 << 20;
 
 /// What A and B begin with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +163,13 @@ pub struct New {
     pub init: Init,
     /// The tokens whose embeddings learn.
     pub tokens: Vec<u32>,
+    /// How ranks are given up, by a method that does so; its defaults if absent.
+    pub budget: Option<Budget>,
+    /// Virtual tokens, of methods in front of a sequence; unless told, 20.
+    pub virtual_tokens: Option<usize>,
+    /// Hidden numbers of the network through which prefix and ptuning learn; unless told, none for prefix, and as many as the
+    /// model is wide for ptuning. 0: none.
+    pub encoder: Option<usize>,
     /// Of a bottleneck: tanh unless told.
     pub activation: Option<Activation>,
     /// Of a bottleneck: 1 unless told.
@@ -180,6 +191,9 @@ impl New {
             alphas: Places::default(),
             init: if method.activated() { Init::Bert } else { Init::Zero },
             tokens: Vec::new(),
+            budget: None,
+            virtual_tokens: None,
+            encoder: None,
             activation: None,
             scaling: None,
             seed: 0,
@@ -226,18 +240,23 @@ impl New {
             }
         }
         let patterns = !(self.ranks.0.is_empty() && self.alphas.0.is_empty());
-        if patterns && !self.method.paired {
+        if patterns && !self.method.patterned() {
             let text = format!("{} has no ranks and alphas of places", self.method.name);
             wrong.push(Error::new(Kind::Argument, text));
         }
-        if (self.alpha.is_some() || self.stabilised) && !self.method.paired {
+        if (self.alpha.is_some() || self.stabilised) && !self.method.scaled() {
             wrong.push(Error::new(Kind::Argument, format!("{} has no alpha", self.method.name)));
+        } else if self.stabilised && !self.method.paired {
+            let text = format!("{} counts alpha/rank, never alpha/√rank", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
         }
+        let more = self.lead(program, &mut wrong);
         let part = |(i, on): (usize, &bool)| {
             let (inputs, outputs) = program.place_shape(i);
             let rank = ranks[i].map_or(self.rank, |r| r as usize);
             let alpha = alphas[i].or(self.alpha).unwrap_or(2.0 * rank as f64);
-            let mut bare = Part::lora(rank, inputs, outputs, Part::scale_of(alpha, rank, self.stabilised));
+            let scale = Part::scale_of(alpha, rank, self.stabilised);
+            let mut bare = Part { more, ..Part::lora(rank, inputs, outputs, scale) };
             if activated {
                 let learned = self.scaling == Some(Scaling::Learned);
                 bare.scale = if let Some(Scaling::Fixed(s)) = self.scaling { s } else { 1.0 };
@@ -246,7 +265,7 @@ impl New {
             on.then(|| self.method.part(&names, i, bare))
         };
         let mut parts: Vec<Option<Part>> = selected.iter().enumerate().map(part).collect();
-        if (self.method.paired || activated)
+        if (self.method.scaled() || activated)
             && let Some(p) = parts.iter().flatten().find(|p| !(p.scale.is_finite() && p.scale != 0.0))
         {
             wrong.push(Error::expected(Kind::Argument, "scale", "a finite number other than 0", p.scale));
@@ -256,6 +275,10 @@ impl New {
             parts.iter_mut().zip(learns).filter(|(_, l)| !l).for_each(|(p, _)| *p = None);
         }
         self.check_tokens(program.vocabulary, &mut wrong);
+        if self.budget.is_some() && !self.method.allocates() {
+            let text = format!("{} gives up no ranks: there is no budget of them", self.method.name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         if self.method.has(Effect::Rows) {
             parts.iter_mut().flatten().for_each(|p| p.rank = self.tokens.len());
         }
@@ -283,7 +306,8 @@ impl New {
             if self.init == Init::Zero {
                 bottleneck::start_at_zero(&layer, &mut Rng::new(self.seed));
             }
-            return Ok(layer);
+            let allocates = self.method.allocates();
+            return if allocates { layer.allocating(self.budget.unwrap_or_default()) } else { Ok(layer) };
         }
         let here: Vec<usize> = (0..layer.parts().len()).filter(|i| layer.parts()[*i].is_some()).collect();
         let mut team = Team::new(threads)?;
@@ -293,6 +317,31 @@ impl New {
 }
 
 impl New {
+    /// `Part::more` of what is in front of a sequence; nothing of others.
+    fn lead(&self, program: &Program, wrong: &mut Findings) -> [usize; 4] {
+        let name = self.method.name;
+        if self.virtual_tokens.is_some() && !self.method.leads() {
+            wrong.push(Error::new(Kind::Argument, format!("{name} has no virtual tokens")));
+        }
+        if self.encoder.is_some() && !self.method.encodes() {
+            wrong.push(Error::new(Kind::Argument, format!("{name} has no encoder")));
+        }
+        if !self.method.leads() {
+            return [0; 4];
+        }
+        let (tokens, most) = (self.virtual_tokens.unwrap_or(20), program.context.max(2) - 1);
+        if !(1..=most).contains(&tokens) {
+            let range = format!("1 to {most}");
+            wrong.push(Error::expected(Kind::Argument, "virtual tokens", range, tokens));
+        }
+        let otherwise = if name == "ptuning" { program.width } else { 0 };
+        let (hidden, most) = (self.encoder.unwrap_or(otherwise), WIDEST);
+        if hidden > most {
+            wrong.push(Error::expected(Kind::Argument, "encoder", format!("at most {most}"), hidden));
+        }
+        [tokens, hidden, program.attention.key_heads * program.attention.head, 0]
+    }
+
     fn check_tokens(&self, vocabulary: usize, wrong: &mut Findings) {
         if !self.method.has(Effect::Rows) {
             if !self.tokens.is_empty() {

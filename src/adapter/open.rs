@@ -135,6 +135,7 @@ impl Adapter {
     /// Everything about the layer that does not fit the program; `Numeric` for numbers that are not finite.
     pub fn new(name: &str, lora: Layer, manifest: Manifest, program: &Program) -> Result<Adapter> {
         let mut wrong = Findings::default();
+        let lora = lora.published();
         Part::fit(lora.parts(), program, &mut wrong);
         for (i, part) in lora.parts().iter().enumerate().take(program.places()) {
             let at = || Place::Tensor(program.place_name(i).into());
@@ -149,16 +150,16 @@ impl Adapter {
             }
         }
         if !lora.settled() {
-            let text = "the layer's lengths do not belong to its numbers: settle it first";
+            let text = "what follows from the layer's numbers is not known: settle it first";
             wrong.push(Error::new(Kind::Argument, text));
         }
         if lora.is_empty() {
             wrong.push(Error::expected(Kind::Argument, "parts of the layer", "at least 1", 0));
         }
         wrong.refuse("the layer is no adapter of this base")?;
+        // what only training needs is dropped
+        let lora = lora.published();
         let id = identify(&lora, program);
-        // a copy drops what only training needs
-        let lora = if lora.learning() { lora.copy() } else { lora };
         Ok(Adapter { name: name.into(), lora, manifest, id })
     }
 

@@ -224,11 +224,6 @@ impl Worn {
         })
     }
 
-    /// Whether something is done to a product that is not to its bias alone.
-    pub(super) fn changes_matrix(&self, site: Site) -> bool {
-        self.here(site.into()).any(|(k, p, _)| p.rules().output_sum(self.stack[k].0.lora(), site).is_none())
-    }
-
     /// What the bias of a site is multiplied with, and what is added to it.
     pub(super) fn of_bias(&self, site: Site) -> (Option<&[f32]>, Option<&[f32]>) {
         let leaving = self.leaving[site.0 as usize].as_ref();

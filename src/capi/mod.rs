@@ -15,6 +15,7 @@ compile_error!("feature capi needs panic = \"unwind\": it promises that no defec
 mod adapter;
 mod boundary;
 mod failure;
+mod layer;
 mod model;
 mod session;
 mod structs;

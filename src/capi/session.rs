@@ -64,6 +64,9 @@ impl Seat {
     }
 }
 
+/// Virtual tokens of adapters that a session has positions for.
+const LEAD: usize = 64;
+
 fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOptions, Memory)> {
     let o = options.read("options")?;
     reserved(o.reserved)?;
@@ -78,7 +81,7 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
         // what a layer of this rank around every product would need
         room: match rank {
             0 => Room::default(),
-            _ => Room { hidden: model.program().widest(|_| rank), entered: longest },
+            _ => Room { hidden: model.program().widest(|_| rank), entered: longest, lead: LEAD },
         },
     };
     let memory = Engine::plan(model, &options)?;

@@ -97,6 +97,9 @@ plain! {
         simpo_gamma: f64 = f64::NAN,
         desirable_weight: f64 = f64::NAN,
         undesirable_weight: f64 = f64::NAN,
+        method: Text = Text::EMPTY,
+        layer_options: Text = Text::EMPTY,
+        optimizer: Text = Text::EMPTY,
     }
 }
 

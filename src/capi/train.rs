@@ -3,21 +3,19 @@
 use super::adapter::Layer;
 use super::boundary::{Handle, HandleOut, StructIn, StructOut, export};
 use super::failure::{Done, Failure};
+use super::layer::layer;
 use super::model::Base;
 use super::session::room_for;
 use super::structs::{
     self, Progress, TrainOptions, Trained, context, count, flag, path, precision, threads, utf8,
 };
-use crate::adapter::manifest::Hash;
-use crate::adapter::{Adapter, Lora, Targets};
 use crate::error::{Error, Kind, Place};
 use crate::format::files::check_target;
 use crate::model::Model;
-use crate::rng::Rng;
 use crate::tensor::Team;
 use crate::train::{
-    CONTEXT, Data, Encoder, Event, Files, Flow, Format, Length, Long, Outcome, Recipe, Rows, Run, RunOptions,
-    RunPlan, Set, Shape, Start, Summary, objective, split,
+    CONTEXT, Data, Encoder, Event, Files, Flow, Format, Length, Long, Optimizer, Outcome, Recipe, Rows, Run,
+    RunOptions, RunPlan, Set, Shape, Start, Summary, objective, split,
 };
 use onlay_kernels::Level;
 use std::ffi::{c_int, c_void};
@@ -130,6 +128,10 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
             max_norm: o.max_grad_norm,
             ..Recipe::default()
         },
+        optimizer: match utf8(o.optimizer.bytes("optimizer")?, "optimizer")? {
+            "" => Optimizer::default(),
+            name => Optimizer::named(name)?,
+        },
         dropout: o.dropout,
         seed: o.seed,
         shuffle: flag(o.shuffle, "shuffle")?,
@@ -146,24 +148,6 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         kv: precision(o.kv)?,
         ..RunOptions::new(level, threads(o.threads)?.unwrap_or_else(Team::default_len))
     })
-}
-
-/// The layer before the first step, the same in a run that is resumed, and the id of the one that it continues.
-fn layer(o: &TrainOptions, model: &Model) -> Done<(Lora, Option<Hash>)> {
-    let from = o.init_adapter.bytes("init_adapter")?;
-    if !from.is_empty() {
-        let (parent, _) = Adapter::open(path(from, "init_adapter")?, model)?;
-        return Ok((parent.to_lora(), Some(*parent.id())));
-    }
-    let rank = count(o.rank, 1, 1 << 16, "rank")?;
-    let alpha = if o.alpha == 0.0 { 2.0 * rank as f64 } else { o.alpha };
-    let targets = match utf8(o.targets.bytes("targets")?, "targets")? {
-        "" => "all",
-        list => list,
-    };
-    let mut layer = Targets::parse(targets)?.layer(model.program(), rank, (alpha / rank as f64) as f32)?;
-    layer.start(&mut Rng::new(o.seed));
-    Ok((layer, None))
 }
 
 /// Rows as tokens, divided as asked.
@@ -252,13 +236,13 @@ export! {
         let o = options.read("options")?;
         let mut run_options = run_options(&o)?;
         let (path, overwrite) = output(&o, &model)?;
-        let (layer, parent) = layer(&o, &model)?;
+        let (layer, parent) = layer(&o, &model, run_options.threads)?;
         run_options.parent = parent;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;
         if o.learning_rate == 0.0 {
             let (width, signal) = (model.program().width, data.train.signal());
-            run_options.recipe.rate = Recipe::rate_for(width, layer.method(), signal);
+            run_options.recipe.rate = Recipe::rate_for(width, layer.pace(), signal);
         }
         watch.last = Progress::default();
         room_for(&RunPlan::new(&model, &layer, &data, &run_options)?.memory)?;

@@ -1,4 +1,4 @@
-//! `onlay adapter`: convert, merge and list layers.
+//! `onlay adapter`: convert, merge, combine and list layers.
 
 use super::options::{Machine, Wear, level};
 use super::show::{Table, count, percent, plain};
@@ -6,7 +6,10 @@ use super::terminal::{Progress, bytes, duration, error, json, line, warn};
 use super::{Usage, open, stop};
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use onlay::adapter::{Adapter, Contents, Form, Manifest, MergeOptions, MergeReport, Merged, Warning, merge};
+use onlay::adapter::{
+    Adapter, Combined, Contents, Form, Manifest, MergeOptions, MergeReport, Merged, Warning, combine, merge,
+};
+use onlay::error::{Error, Kind};
 use onlay::format::types::{TYPES, Type};
 use onlay::model::Model;
 use onlay::tensor::{Identity, Storage};
@@ -14,7 +17,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Convert, merge and list layers
+/// Convert, merge, combine and list layers
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -25,6 +28,7 @@ pub struct Args {
 enum What {
     Convert(Convert),
     Merge(Merge),
+    Combine(Combine),
     List(List),
 }
 
@@ -32,6 +36,7 @@ pub fn main(args: Args) -> Result<()> {
     match args.what {
         What::Convert(args) => convert(args),
         What::Merge(args) => fold(args),
+        What::Combine(args) => combined(args),
         What::List(args) => list(args),
     }
 }
@@ -130,6 +135,76 @@ struct Merge {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// Several layers, each with its weight, as one LoRA of a chosen rank, and what that loses
+///
+/// Layers that are worn together are exact; this writes the nearest pair of matrices to their sum in every product, and says
+/// how far off it is as a share of the sum's length.
+///
+/// JSON: {"out", "rank", "bytes", "error", "seconds", "tensors": [{"tensor", "error"}]}
+#[derive(clap::Args)]
+struct Combine {
+    /// The base
+    model: PathBuf,
+    /// NAME.gguf, or a directory
+    out: PathBuf,
+    #[command(flatten)]
+    wear: Wear,
+    /// The new layer's rank
+    #[arg(long, value_name = "R")]
+    rank: usize,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    machine: Machine,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn combined(args: Combine) -> Result<()> {
+    if args.wear.adapters.is_empty() {
+        return Err(Usage("expected at least one --adapter to combine, found none".into()).into());
+    }
+    open::absent(&args.out, args.overwrite)?;
+    let model = open::model(&args.model)?;
+    let Some(worn) = open::worn(&model, &args.wear)? else { bail!("there is nothing to combine") };
+    stop::listen()?;
+    let (mut shown, start) = (Progress::new(), Instant::now());
+    let (layer, found) =
+        combine(&model, &worn, args.rank, args.machine.count(), level()?, &mut |done, all| {
+            shown.show(|| format!("matrix {done} of {all}"));
+            if stop::asked() { Err(Error::new(Kind::Cancelled, "stopped")) } else { Ok(()) }
+        })?;
+    drop(shown);
+    let name = args.out.file_stem().unwrap_or_default().to_string_lossy();
+    let adapter = Adapter::new(&name, layer, Manifest::of(&model), model.program())?;
+    if args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        adapter.write_gguf(&args.out, &model, args.overwrite)?;
+    } else {
+        adapter.write_peft(&args.out, &model, args.overwrite)?;
+    }
+    let sum = |f: fn(&Combined) -> f64| found.iter().map(f).sum();
+    let total = Combined { tensor: "all".into(), squares: sum(|c| c.squares), lost: sum(|c| c.lost) };
+    let seconds = start.elapsed().as_secs_f64();
+    if args.json {
+        let each = found.iter().map(|c| json!({"tensor": c.tensor, "error": c.error()}));
+        json(&json!({
+            "out": args.out.to_string_lossy(), "rank": args.rank, "bytes": adapter.bytes(),
+            "error": total.error(), "seconds": seconds, "tensors": each.collect::<Vec<_>>(),
+        }))?;
+        return Ok(());
+    }
+    let mut table = Table::new(&["tensor", ">error"]);
+    for c in found.iter().chain([&total]) {
+        table.row([plain(&c.tensor), percent(c.error())]);
+    }
+    table.print(0)?;
+    let size = bytes(adapter.bytes());
+    line(format_args!("\n{} written, {size}, in {}", args.out.display(), duration(seconds)))?;
+    Ok(())
 }
 
 fn encodable() -> Vec<&'static str> {

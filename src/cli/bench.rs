@@ -9,9 +9,9 @@ use onlay::adapter::{Lora, Targets, Worn};
 use onlay::engine::Engine;
 use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::model::Model;
-use onlay::ops::Room;
+use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Recipe, TrainOptions, Trainer, peak_memory};
+use onlay::train::{Example, Keep, Optimizer, Recipe, TrainOptions, Trainer, peak_memory};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -166,15 +166,17 @@ fn training(
             layer
         }
     };
-    layer.learn(tokens, 0.0, 1)?;
+    let rows = tokens + layer.virtual_tokens();
+    layer.learn(rows, 0.0, 1)?;
     let options = TrainOptions {
         level: level()?,
         threads: args.machine.count(),
-        rows: tokens,
+        rows,
         context: tokens,
         sequences: 1,
         kv: args.kv.kv,
         keep: Keep::Streams,
+        optimizer: Optimizer::default(),
     };
     let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
     let mut trainer = Trainer::new(Arc::clone(model), Arc::new(layer), options)?;

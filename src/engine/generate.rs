@@ -99,7 +99,7 @@ impl Engine {
             if limits.tokens > 0 && n == limits.tokens {
                 break End::Length;
             }
-            if session.tokens.len() == self.context() {
+            if session.tokens.len() >= self.runner.options().most_tokens(session.layer().map(|l| &**l)) {
                 break End::Context;
             }
             let token = self.next(session, sampler)?;

@@ -1,7 +1,8 @@
 //! An engine and its sessions.
 //!
 //! A session's cached keys and values belong to the layer they were computed with. When it puts on another layer, or
-//! takes it off, what was cached is computed again: outputs are those of a session that had worn it from the start.
+//! takes it off, what was cached is computed again: outputs are those of a session that had worn it from the start. What a
+//! layer has in front of a sequence is no token of the session's, and nobody sees it.
 
 use crate::error::{Error, Kind, Result};
 use crate::model::{Memory, Model, Options, Request, Runner, Sequence, Wanted};
@@ -19,7 +20,8 @@ pub type Layer = Arc<dyn Delta>;
 pub struct EngineOptions {
     /// Threads; `None`: as many as there are cores, up to 16.
     pub threads: Option<usize>,
-    /// Positions of each session.
+    /// Tokens of each session. Positions that a layer has in front of it do not count where `room` has them; where it does
+    /// not, the session has so many tokens less.
     pub context: usize,
     /// Sessions at once.
     pub sessions: usize,
@@ -86,7 +88,8 @@ impl Session {
         &self.tokens
     }
 
-    /// Puts a layer on, or takes it off. What is cached belongs to the old one and will be computed again.
+    /// Puts a layer on, or takes it off. What is cached belongs to the old one and will be computed again, with what the new
+    /// one has in front of sequences.
     pub fn wear(&mut self, layer: Option<Layer>) {
         let same = match (&self.layer, &layer) {
             (None, None) => true,
@@ -138,7 +141,7 @@ impl Engine {
         &mut self.runner
     }
 
-    /// Positions of a session.
+    /// Tokens of a session.
     pub fn context(&self) -> usize {
         self.runner.options().context
     }
@@ -160,8 +163,9 @@ impl Engine {
     pub fn append(&self, session: &mut Session, tokens: &[u32]) -> Result<()> {
         self.model().check_tokens(tokens)?;
         let len = session.tokens.len() + tokens.len();
-        if len > self.context() {
-            let most = format!("at most {} tokens (--ctx)", self.context());
+        let most = self.runner.options().most_tokens(session.layer.as_deref());
+        if len > most {
+            let most = format!("at most {most} tokens (--ctx)");
             return Err(Error::expected(Kind::Argument, "length of the session", most, len));
         }
         session.tokens.extend_from_slice(tokens);

@@ -171,6 +171,11 @@ impl Program {
             room,
             head: self.attention.head,
             group: self.attention.heads / self.attention.key_heads,
+            lead_back: if head_back > 0 {
+                room.lead * self.attention.key_heads * self.attention.head
+            } else {
+                0
+            },
             members,
             small: has(Grain::Small),
             large: has(Grain::Large),
@@ -194,11 +199,11 @@ impl Program {
         MatrixId(at as u32)
     }
 
-    /// What a layer wants around the products.
+    /// What a layer wants around the products and in front of sequences.
     pub fn room(&self, layer: &dyn Delta) -> Room {
         let with = self.sites.iter().enumerate().filter(|(i, _)| layer.enters(Site(*i as u32)));
         let entered = with.map(|(_, s)| s.inputs).max().unwrap_or(0);
-        Room { hidden: self.widest(|site| layer.width(site)), entered }
+        Room { hidden: self.widest(|site| layer.width(site)), entered, lead: layer.lead() }
     }
 
     /// The most hidden numbers per row that products of one input ask for, if a layer asks for `width(site)`.
@@ -255,14 +260,15 @@ impl Program {
         }
     }
 
-    /// Inputs and outputs of a place: a vector has only outputs; a row of the table is as long as the residual stream, which
-    /// goes in front of a sequence too.
+    /// Inputs and outputs of a place: a vector has only outputs; a row of the table is as long as the residual stream. In
+    /// front of a sequence: the keys and values of all layers at one position, and a row of the residual stream.
     pub fn place_shape(&self, i: usize) -> (usize, usize) {
         let vectors = self.sites.len();
         match i {
             _ if i < vectors => (self.sites[i].inputs, self.sites[i].outputs),
             _ if i < self.table_place() => (0, self.vectors[i - vectors].len),
-            _ => (0, self.width),
+            _ if i == self.table_place() => (0, self.width),
+            _ => (2 * self.segments.len() * self.attention.key_heads * self.attention.head, self.width),
         }
     }
 

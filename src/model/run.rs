@@ -25,11 +25,11 @@ pub struct Options {
     pub level: Level,
     /// Threads.
     pub threads: usize,
-    /// Positions of all sequences together that the cache holds, at least.
+    /// Positions of all sequences together that the cache holds, at least; those in front of sequences do not count.
     pub positions: usize,
     /// Sequences that may be alive at once.
     pub sequences: usize,
-    /// The longest sequence.
+    /// The longest sequence, in tokens. Positions in front of it count only as far as [`Room::lead`] has none for them.
     pub context: usize,
     /// The most rows of a step.
     pub rows: usize,
@@ -74,14 +74,19 @@ impl Memory {
 }
 
 /// A sequence's place in the cache. Give it back with [`Runner::forget`].
+///
+/// What a layer has in front of sequences is computed when the first tokens are, and belongs to this one from then on. Nobody
+/// sees it: lengths count tokens.
 #[derive(Debug, Default)]
 pub struct Sequence {
     tiles: Vec<u32>,
     len: usize,
+    /// Positions in front of the first token: of a prefix, of virtual tokens.
+    lead: [usize; 2],
 }
 
 impl Sequence {
-    /// Positions computed so far.
+    /// Tokens computed so far.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -95,6 +100,11 @@ impl Sequence {
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+}
+
+/// Positions that a layer has in front of a sequence.
+fn lead(layer: Option<&dyn Delta>) -> [usize; 2] {
+    layer.map_or([0; 2], |d| [d.prefix(), d.virtual_tokens()])
 }
 
 /// Which rows' logits are wanted.
@@ -138,6 +148,19 @@ impl Tables for View<'_> {
     }
 }
 
+/// Computes a batch, from its tokens to the end of the program.
+fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>) {
+    let program = view.model.program();
+    backend.begin(batch.rows(), 0);
+    backend.forward(view, std::slice::from_ref(&program.embed), batch);
+    for (i, segment) in program.segments.iter().enumerate() {
+        if i > 0 {
+            backend.copy(program.result, program.residual);
+        }
+        backend.forward(view, &segment.steps, batch);
+    }
+}
+
 /// A model with the memory to run it.
 pub struct Runner {
     model: Arc<Model>,
@@ -157,6 +180,17 @@ impl std::fmt::Debug for Runner {
 }
 
 impl Options {
+    /// Positions of the longest sequence, with those in front of it.
+    fn longest(&self) -> usize {
+        self.context + self.room.lead
+    }
+
+    /// The most tokens of a sequence that wears this layer.
+    pub fn most_tokens(&self, layer: Option<&dyn Delta>) -> usize {
+        let lead: usize = lead(layer).iter().sum();
+        self.context.min(self.longest().saturating_sub(lead))
+    }
+
     fn plan(&self, program: &Program, model: &Model) -> Plan {
         let storage = model.bound().storage();
         Plan {
@@ -167,7 +201,7 @@ impl Options {
             needs: program.needs(self.rows, self.threads, 0, self.room, &storage),
             kv: program.kv_shape(self.kv, program.segments.len()),
             // every sequence may leave most of its last tile empty
-            tiles: Pool::tiles_for(self.positions) + self.sequences,
+            tiles: Pool::tiles_for(self.positions + self.sequences * self.room.lead) + self.sequences,
         }
     }
 }
@@ -183,7 +217,7 @@ impl Runner {
                 ("keys and values", plan.kv_bytes()),
                 ("activations", plan.frame_bytes()),
                 ("inside operations", plan.scratch_bytes()),
-                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.context)),
+                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest())),
                 ("logits", 4 * rows * (program.vocabulary + program.width) as u64),
                 ("norms and biases", model.bound().vector_bytes()),
             ],
@@ -205,7 +239,7 @@ impl Runner {
         }
         Self::plan(&model, &options).ask()?;
         let machine = Machine::new(&options.plan(program, &model), Team::new(options.threads)?)?;
-        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
+        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
         let rows = options.rows.min(LOGIT_ROWS);
         Ok(Runner {
             turns,
@@ -234,13 +268,20 @@ impl Runner {
     ///
     /// # Errors
     /// `Argument` if a sequence would outgrow the context, there are more rows than planned, or a token is not in the
-    /// vocabulary; `Memory` if the cache is full. Nothing has changed then.
+    /// vocabulary; `Mismatch` if a sequence that has begun wears another layer whose front has other positions; `Memory` if
+    /// the cache is full. Nothing has changed then.
     pub fn step(
         &mut self,
         requests: &mut [Request<'_>],
         take: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> Result<()> {
         self.admit(requests)?;
+        for r in requests.iter_mut().filter(|r| r.sequence.len == 0) {
+            r.sequence.lead = lead(r.delta);
+            if let Some(delta) = r.delta {
+                self.lay_virtual(r.sequence, delta);
+            }
+        }
         let program = self.model.program();
         let mut spans = [Span::NONE; MOST_SEQUENCES];
         self.tokens.clear();
@@ -248,7 +289,7 @@ impl Runner {
             *span = Span {
                 first: self.tokens.len(),
                 rows: r.tokens.len(),
-                position: r.sequence.len,
+                position: r.sequence.lead.iter().sum::<usize>() + r.sequence.len,
                 tiles: &r.sequence.tiles,
                 delta: r.delta,
             };
@@ -259,19 +300,29 @@ impl Runner {
         Batch::cut(spans, Attend::longest_piece(group), &mut self.pieces);
         let batch = Batch { tokens: &self.tokens, spans, pieces: &self.pieces };
         let view = View { model: &self.model, turns: &self.turns };
-        self.backend.begin(batch.rows(), 0);
-        self.backend.forward(&view, std::slice::from_ref(&program.embed), batch);
-        for (i, segment) in program.segments.iter().enumerate() {
-            if i > 0 {
-                self.backend.copy(program.result, program.residual);
-            }
-            self.backend.forward(&view, &segment.steps, batch);
-        }
+        walk(&mut *self.backend, &view, batch);
         self.give_logits(requests, take);
         for r in requests {
             r.sequence.len += r.tokens.len();
         }
         Ok(())
+    }
+
+    /// Computes the rows in front of a sequence that a layer has there, in steps of their own.
+    fn lay_virtual(&mut self, sequence: &Sequence, delta: &dyn Delta) {
+        let program = self.model.program();
+        let [prefix, n] = sequence.lead;
+        let group = program.attention.heads / program.attention.key_heads;
+        for first in (0..n).step_by(self.options.rows) {
+            let rows = self.options.rows.min(n - first);
+            self.tokens.clear();
+            self.tokens.extend((program.vocabulary + first..).map(|t| t as u32).take(rows));
+            let (position, tiles) = (prefix + first, &sequence.tiles[..]);
+            let spans = [Span { first: 0, rows, position, tiles, delta: Some(delta) }];
+            Batch::cut(&spans, Attend::longest_piece(group), &mut self.pieces);
+            let batch = Batch { tokens: &self.tokens, spans: &spans, pieces: &self.pieces };
+            walk(&mut *self.backend, &View { model: &self.model, turns: &self.turns }, batch);
+        }
     }
 
     /// Checks everything, and takes the tiles the requests will need.
@@ -289,23 +340,28 @@ impl Runner {
         let mut missing = 0;
         for r in requests.iter() {
             self.model.check_tokens(r.tokens)?;
-            let end = r.sequence.len + r.tokens.len();
-            if end > self.options.context {
-                return Err(Error::expected(
-                    Kind::Argument,
-                    "length of a sequence",
-                    format!("at most {}", self.options.context),
-                    end,
-                ));
+            let (end, lead) = (r.sequence.len + r.tokens.len(), lead(r.delta));
+            if r.sequence.len > 0 && lead != r.sequence.lead {
+                let text =
+                    |[prefix, rows]: [usize; 2]| format!("{prefix} of a prefix and {rows} virtual tokens");
+                let what = "positions in front of a sequence that has begun";
+                return Err(Error::expected(Kind::Mismatch, what, text(r.sequence.lead), text(lead)));
+            }
+            let most = self.options.most_tokens(r.delta);
+            if end > most {
+                let at_most = format!("at most {most}");
+                return Err(Error::expected(Kind::Argument, "length of a sequence", at_most, end));
             }
             if let Some(delta) = r.delta {
-                let room = self.model.program().room(delta);
+                // positions in front that were not planned for are taken from the context, see above
+                let room = Room { lead: 0, ..self.model.program().room(delta) };
                 if !self.options.room.holds(room) {
                     let most = format!("at most {}", self.options.room);
                     return Err(Error::expected(Kind::Argument, "size of a layer", most, room));
                 }
             }
-            missing += Pool::tiles_for(end).saturating_sub(r.sequence.tiles.len());
+            missing +=
+                Pool::tiles_for(lead.iter().sum::<usize>() + end).saturating_sub(r.sequence.tiles.len());
         }
         if missing > self.backend.free_tiles() {
             return Err(Error::expected(
@@ -316,7 +372,8 @@ impl Runner {
             ));
         }
         for r in requests {
-            while r.sequence.tiles.len() < Pool::tiles_for(r.sequence.len + r.tokens.len()) {
+            let end = lead(r.delta).iter().sum::<usize>() + r.sequence.len + r.tokens.len();
+            while r.sequence.tiles.len() < Pool::tiles_for(end) {
                 r.sequence.tiles.push(self.backend.take_tile().expect("counted above"));
             }
         }
@@ -423,7 +480,8 @@ impl Runner {
 
     /// A sequence with room for its list of tiles, so that growing allocates nothing.
     pub fn sequence(&self) -> Sequence {
-        Sequence { tiles: Vec::with_capacity(Pool::tiles_for(self.options.context)), len: 0 }
+        let tiles = Vec::with_capacity(Pool::tiles_for(self.options.longest()));
+        Sequence { tiles, ..Sequence::default() }
     }
 
     /// Gives a sequence's place in the cache back; it can begin again from nothing.

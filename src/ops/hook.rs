@@ -142,6 +142,12 @@ pub trait Delta: Send + Sync {
         0
     }
 
+    /// Positions in front of a sequence's own tokens: first those of [`Delta::prefix`], which every row sees, then the rows of
+    /// [`Delta::virtual_tokens`], which are causal among themselves. The sequence's first token stands at this position.
+    fn lead(&self) -> usize {
+        self.prefix() + self.virtual_tokens()
+    }
+
     /// Keys and values `[key heads · head]` of a position below [`Delta::prefix`], as the cache keeps them: keys are
     /// turned already.
     fn prefix_row(&self, _layer: usize, _position: usize, _key: &mut [f32], _value: &mut [f32]) {}
@@ -187,7 +193,7 @@ pub trait Backward {
         false
     }
 
-    /// Adds to the gradients of its embeddings, from those of a batch's rows.
+    /// Adds to the gradients of its embeddings, from those of a batch's rows, its virtual tokens among them: once a pass.
     fn embedding_back(&self, _tokens: &[u32], _dy: Mat<'_>) {}
 
     /// Adds to the gradients of its embeddings, and to that of a row x, from those of [`Delta::head`]'s logits.
@@ -198,6 +204,7 @@ pub trait Backward {
         false
     }
 
-    /// Adds to the gradients of the prefix of one layer: keys, then values, `[positions][key heads · head]` each.
+    /// Adds to the gradients of the prefix of one layer: keys, then values, `[positions][key heads · head]` each, summed over
+    /// the sequences of a pass in their order. Called once a pass and layer, from the last layer to the first.
     fn prefix_back(&self, _layer: usize, _keys: &[f32], _values: &[f32]) {}
 }

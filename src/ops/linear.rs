@@ -350,7 +350,6 @@ fn multiply_batch(
             }
         }
     });
-    drop(grids);
     for p in products.iter_mut().flatten() {
         if says(batch, |d| d.follows(p.site)) {
             follow(host, batch, p.site, p.y.again());

@@ -15,23 +15,30 @@ pub struct Room {
     pub hidden: usize,
     /// The longest input of a product in front of which a layer stands.
     pub entered: usize,
+    /// Positions in front of every sequence ([`Delta::lead`](super::Delta::lead)).
+    pub lead: usize,
 }
 
 impl Room {
     /// Whether there is as much of everything.
     pub fn holds(&self, other: Room) -> bool {
-        self.hidden >= other.hidden && self.entered >= other.entered
+        self.hidden >= other.hidden && self.entered >= other.entered && self.lead >= other.lead
     }
 
     /// The most of both.
     pub fn or(self, other: Room) -> Room {
-        Room { hidden: self.hidden.max(other.hidden), entered: self.entered.max(other.entered) }
+        Room {
+            hidden: self.hidden.max(other.hidden),
+            entered: self.entered.max(other.entered),
+            lead: self.lead.max(other.lead),
+        }
     }
 }
 
 impl std::fmt::Display for Room {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} hidden numbers and {} entering ones a row", self.hidden, self.entered)
+        write!(f, "{} hidden numbers and {} entering ones a row", self.hidden, self.entered)?;
+        if self.lead > 0 { write!(f, ", {} positions in front", self.lead) } else { Ok(()) }
     }
 }
 
@@ -52,6 +59,8 @@ pub struct Needs {
     pub head: usize,
     /// Query heads per key head.
     pub group: usize,
+    /// Numbers of the keys in front of a sequence that get gradients.
+    pub lead_back: usize,
     /// Members of the team.
     pub members: usize,
     /// Some base matrix has 32-weight blocks.
@@ -175,6 +184,8 @@ pub struct Scratch {
     pub(super) hidden: Slots<Vec<f32>>,
     /// What layers let into a product.
     pub(super) entered: Slots<Vec<f32>>,
+    /// Gradients of keys and of values in front of sequences; they grow for a layer that was not planned for.
+    pub(super) lead: Slots<[Vec<f32>; 2]>,
     /// Gradients of outputs, packed for the backward product: one slot per group of rows.
     pub(super) packed: Slots<Vec<f32>>,
 }
@@ -213,6 +224,7 @@ impl Scratch {
             }),
             hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.hidden]),
             entered: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.entered]),
+            lead: Slots::new(1, |_| [(); 2].map(|()| vec![0.0; needs.lead_back])),
             packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |i| {
                 vec![0.0; Self::packed(level, needs, i)]
             }),
@@ -268,7 +280,7 @@ impl Scratch {
         }
         total += groups * if needs.small { group(Grain::Small) } else { 0 };
         total += groups * if needs.large { group(Grain::Large) } else { 0 };
-        total += 4 * (needs.rows * (needs.room.hidden + needs.room.entered)) as u64;
+        total += 4 * (needs.rows * (needs.room.hidden + needs.room.entered) + 2 * needs.lead_back) as u64;
         if back {
             let groups = needs.rows.div_ceil(gemm::rows(level));
             total += (0..groups).map(|i| 4 * Self::packed(level, needs, i) as u64).sum::<u64>();

@@ -10,6 +10,7 @@
 //! onlay.run.*                the terms
 //! onlay.progress.*           steps, the place in the data, losses, what the guard has seen
 //! SITE.layer  SITE.first  SITE.second    F32, as they lie in memory
+//! SITE.first.codes  SITE.second.codes    I8: moments in 8 bits, whose F32 are then what blocks are multiplied with
 //! SITE.good   SITE.best                  layers that the run may have to return to
 //! ```
 //! There are two slots, `OUT.checkpoint` and `OUT.checkpoint.2`, written in turn, so that the one before survives
@@ -198,19 +199,43 @@ pub struct Arrays<'a> {
     pub names: &'a [String],
     /// What they are called and where they lie.
     pub sets: Vec<(&'static str, &'a Slots<Vec<f32>>)>,
+    /// The same of bytes.
+    pub codes: Vec<(&'static str, &'a Slots<Vec<u8>>)>,
+}
+
+/// One array of a checkpoint.
+#[derive(Clone, Copy)]
+enum Array<'a> {
+    Floats(&'a Slots<Vec<f32>>),
+    Codes(&'a Slots<Vec<u8>>),
+}
+
+impl Array<'_> {
+    fn len(&self, i: usize) -> usize {
+        match self {
+            Array::Floats(slots) => slots.read(i).len(),
+            Array::Codes(slots) => slots.read(i).len(),
+        }
+    }
+
+    fn kind(&self) -> Type {
+        if let Array::Floats(_) = self { Type::F32 } else { Type::I8 }
+    }
 }
 
 impl Arrays<'_> {
-    fn each(&self) -> impl Iterator<Item = (String, usize, &Slots<Vec<f32>>)> {
-        self.sets.iter().flat_map(move |(end, slots)| {
-            let some = self.names.iter().enumerate().filter(|(i, _)| !slots.read(*i).is_empty());
-            some.map(move |(i, name)| (format!("{name}.{end}"), i, *slots))
+    fn each(&self) -> impl Iterator<Item = (String, usize, Array<'_>)> {
+        let floats = self.sets.iter().map(|(end, slots)| (*end, Array::Floats(slots)));
+        let all = floats.chain(self.codes.iter().map(|(end, slots)| (*end, Array::Codes(slots))));
+        all.flat_map(move |(end, array)| {
+            let some = self.names.iter().enumerate().filter(move |(i, _)| array.len(*i) > 0);
+            some.map(move |(i, name)| (format!("{name}.{end}"), i, array))
         })
     }
 
     /// The most bytes that a checkpoint of them may have.
     pub fn most_bytes(&self, terms: &Terms) -> u64 {
-        let numbers: usize = self.each().map(|(_, i, slots)| slots.read(i).len() + 64).sum();
+        let numbers: usize = self.each().map(|(_, i, array)| array.len(i) + 64).sum();
         let text: usize = terms.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
         // and the history of evaluations
         4 * numbers as u64 + text as u64 + (16 << 20)
@@ -233,7 +258,7 @@ fn hex(hash: Sha256) -> String {
     crate::tensor::Identity::hex(&hash.finalize().into())
 }
 
-fn build<'a>(terms: &Terms, progress: &Progress, arrays: &Arrays<'a>, hash: &str) -> Builder<'a> {
+fn build<'a>(terms: &Terms, progress: &Progress, arrays: &'a Arrays<'a>, hash: &str) -> Builder<'a> {
     let mut file = Builder::new();
     file.set("general.type", TYPE).set("onlay.checkpoint.version", VERSION).set(HASH, hash);
     for (name, value) in terms.iter() {
@@ -258,14 +283,11 @@ fn build<'a>(terms: &Terms, progress: &Progress, arrays: &Arrays<'a>, hash: &str
     if let Some(steps) = p.good {
         file.set("onlay.progress.good", steps);
     }
-    for &(end, slots) in &arrays.sets {
-        for (i, name) in arrays.names.iter().enumerate() {
-            let len = slots.read(i).len();
-            if len > 0 {
-                let name = format!("{name}.{end}");
-                file.tensor_from(&name, Type::F32, &[len], move |sink| sink.put_f32s(&slots.read(i)));
-            }
-        }
+    for (name, i, array) in arrays.each() {
+        file.tensor_from(&name, array.kind(), &[array.len(i)], move |sink| match array {
+            Array::Floats(slots) => sink.put_f32s(&slots.read(i)),
+            Array::Codes(slots) => sink.put(&slots.read(i)),
+        });
     }
     file
 }
@@ -342,11 +364,11 @@ impl Checkpoint {
         let mut wrong = Findings::default();
         terms.differences(&self.terms, &mut wrong);
         let mut expected = 0;
-        for (name, i, slots) in arrays.each() {
+        for (name, i, array) in arrays.each() {
             expected += 1;
-            let len = slots.read(i).len();
+            let (len, kind) = (array.len(i), array.kind());
             let found = self.directory.tensor(&name, &self.bytes);
-            if !found.is_some_and(|t| t.kind() == Type::F32 && t.dims() == [len]) {
+            if !found.is_some_and(|t| t.kind() == kind && t.dims() == [len]) {
                 let place = Place::Tensor(name);
                 wrong.push(Error::new(Kind::Mismatch, format!("expected {len} numbers")).at(place));
             }
@@ -356,10 +378,15 @@ impl Checkpoint {
             wrong.push(Error::expected(Kind::Mismatch, "arrays", expected, found));
         }
         wrong.refuse("the checkpoint is of another run")?;
-        for (name, i, slots) in arrays.each() {
-            let tensor = self.directory.tensor(&name, &self.bytes).expect("checked above");
-            let (words, _) = tensor.data(&self.bytes).as_chunks::<4>();
-            slots.get(i).iter_mut().zip(words).for_each(|(to, w)| *to = f32::from_le_bytes(*w));
+        for (name, i, array) in arrays.each() {
+            let data = self.directory.tensor(&name, &self.bytes).expect("checked above").data(&self.bytes);
+            match array {
+                Array::Floats(slots) => {
+                    let (words, _) = data.as_chunks::<4>();
+                    slots.get(i).iter_mut().zip(words).for_each(|(to, w)| *to = f32::from_le_bytes(*w));
+                }
+                Array::Codes(slots) => slots.get(i).copy_from_slice(data),
+            }
         }
         Ok(self.progress.clone())
     }

@@ -268,9 +268,9 @@ impl Trainer {
         let chosen = || units.iter().map(|u| &set.examples[*u as usize * arity]);
         let share = 1.0 / units.len() as f64;
         let text = if objective.text { 1.0 / chosen().map(Example::rows).sum::<usize>() as f64 } else { 0.0 };
-        let Limits { rows, sequences: most, .. } = self.limits();
+        let Limits { rows, sequences: most, front, .. } = self.limits();
         let rows_of = |u: usize| (0..arity).map(|k| set.examples[units[u] as usize * arity + k].rows()).sum();
-        let limits = Limits { rows, sequences: most / arity, context: rows };
+        let limits = Limits { rows, sequences: most / arity, context: rows, front: arity * front };
         let mut passes = std::mem::take(&mut self.memory.passes);
         let cut = passes.cut(units.len(), rows_of, self.pack, limits);
         let pass = |i: usize| -> Result<()> {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Loss             logits → log p
-//! Learn(c)         logits → log p, c·∂(−log p)/∂logits → down
+//! Learn(c, w)      logits → w·log p, c·w·∂(−log p)/∂logits → down
 //! Sequences        logits → log p, summed per sequence; if they are judged, the verdict is the weight of every row:
 //!                  logits again, unless they are still there → weight·∂(log p)/∂logits → down
 //! ```
@@ -51,12 +51,32 @@ pub(super) struct Sum {
 /// Turns what was found into slopes.
 pub(super) type Judge<'a> = &'a mut dyn FnMut(&mut [Sum]);
 
+/// What losses are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Scale<'a> {
+    /// All of them, before they become gradients.
+    pub all: f32,
+    /// Weights of the examples of the window; none if all count alike.
+    pub weights: &'a [f32],
+    /// The examples of the pass.
+    pub which: &'a [u32],
+}
+
+impl Scale<'_> {
+    fn weight(&self, target: &Target) -> f32 {
+        match self.weights {
+            [] => 1.0,
+            weights => weights[self.which[usize::from(target.sequence)] as usize],
+        }
+    }
+}
+
 /// What a pass is for.
 pub(super) enum Pass<'a> {
     /// The sum of its losses.
     Loss,
-    /// And the gradients of so many times that sum.
-    Learn(f32),
+    /// The sum of its weighted losses, and the gradients of so many times that.
+    Learn(Scale<'a>),
     /// Log-probabilities of its sequences, with or without the layer; with a judge, also gradients by its slopes.
     Sequences { sums: &'a mut [Sum], layer: bool, judge: Option<Judge<'a>> },
 }
@@ -72,6 +92,11 @@ impl Pass<'_> {
         !matches!(self, Pass::Sequences { layer: false, .. })
     }
 
+    /// Whether sequences are compared with what they are without the layer.
+    pub fn compares(&self) -> bool {
+        matches!(self, Pass::Sequences { .. })
+    }
+
     /// Whether tokens of a sequence count that are not trained.
     pub fn whole(&self, sequence: usize) -> bool {
         matches!(self, Pass::Sequences { sums, .. } if sums[sequence].whole)
@@ -83,7 +108,10 @@ pub(super) struct Head<'a> {
     pub level: Level,
     pub backend: &'a mut dyn Backend,
     pub view: View<'a>,
+    /// The trainer's own layer: rows are named to it.
     pub layer: &'a Lora,
+    /// The layer that learns.
+    pub learner: &'a dyn Backward,
     /// The layer, if it is on.
     pub worn: Option<&'a dyn Delta>,
     /// The end of the program, row by row, and its gradient.
@@ -100,7 +128,7 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Σ −log p over the targets.
+    /// Σ −log p over the targets, each with its weight.
     pub fn run(&mut self, targets: &[Target], pass: Pass<'_>) -> Result<f64> {
         let rows = self.x.len() / self.view.model.program().width;
         let mut loss = 0.0;
@@ -111,10 +139,12 @@ impl Head<'_> {
                     self.product(part);
                     match scale {
                         None => self.measure(part),
-                        Some(scale) => self.differentiate(part, &|_| scale),
+                        Some(scale) => self.differentiate(part, &|t| scale.all * scale.weight(t)),
                     }
                     // summed in row order, whoever computed them
-                    loss += (0..part.len()).map(|i| *self.losses.read(i)).sum::<f64>();
+                    let weight = |t: &Target| scale.map_or(1.0, |s| f64::from(s.weight(t)));
+                    let losses = part.iter().enumerate().map(|(i, t)| weight(t) * *self.losses.read(i));
+                    loss += losses.sum::<f64>();
                     finite(loss)?;
                     if scale.is_some() {
                         self.back(part);
@@ -209,18 +239,18 @@ impl Head<'_> {
         if program.head.matrix == program.table() {
             let rows = x.chunks_exact(width).zip(z.chunks_exact(program.vocabulary));
             for ((x, z), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                self.layer.head_back(self.level, x, z, dx);
+                self.learner.head_back(self.level, x, z, dx);
             }
         }
-        self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.layer);
-        if self.layer.learns_vector(program.head.norm) {
+        self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.learner);
+        if self.learner.learns_vector(program.head.norm) {
             let dw = &mut self.x[..width]; // the rows in it are done with
             dw.fill(0.0);
             for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
                 let row = target.row as usize * width;
                 add_weight_back(self.level, &self.last[row..row + width], dx, program.head.eps, dw);
             }
-            self.layer.vector_back(program.head.norm, dw);
+            self.learner.vector_back(program.head.norm, dw);
         }
         let own = self.worn.and_then(|d| d.vector(program.head.norm));
         let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);

@@ -115,8 +115,10 @@ pub struct Limits {
     pub rows: usize,
     /// Sequences.
     pub sequences: usize,
-    /// The longest sequence, in rows.
+    /// The longest sequence, in rows of its own.
     pub context: usize,
+    /// Rows in front of every sequence: the layer's virtual tokens.
+    pub front: usize,
 }
 
 /// Cuts windows into passes; keeps its memory between them.
@@ -132,7 +134,7 @@ pub struct Passes {
 }
 
 impl Passes {
-    /// Spreads examples, of which the i-th takes `rows(i)` rows, over passes: each goes to the first pass that has
+    /// Spreads examples, of which the i-th takes `rows(i)` rows besides those in front, over passes: each goes to the first pass that has
     /// room for it (`pack`), or to the last one or a new one. Deterministic.
     ///
     /// # Errors
@@ -141,7 +143,7 @@ impl Passes {
         let mut wrong = Findings::default();
         self.filled.clear();
         self.pass.clear();
-        let most = limits.rows.min(limits.context);
+        let most = limits.rows.saturating_sub(limits.front).min(limits.context);
         for i in 0..n {
             let need = rows(i);
             if need > most {
@@ -154,6 +156,7 @@ impl Passes {
                 ));
                 continue;
             }
+            let need = need + limits.front;
             let fits = |f: &(usize, usize)| f.0 + need <= limits.rows && f.1 < limits.sequences;
             let from = if pack { 0 } else { self.filled.len().saturating_sub(1) };
             let at = match self.filled[from..].iter().position(fits) {
@@ -284,7 +287,7 @@ mod tests {
 
     #[test]
     fn packing_fills_passes_and_loses_nothing() {
-        let limits = Limits { rows: 10, sequences: 3, context: 9 };
+        let limits = Limits { rows: 10, sequences: 3, context: 9, front: 0 };
         let lengths = [6, 6, 4, 3, 1, 9, 1, 1, 0];
         let mut passes = Passes::default();
         passes.cut(lengths.len(), |i| lengths[i], true, limits).unwrap();
@@ -295,6 +298,13 @@ mod tests {
         assert_eq!(all, [&[0][..], &[1, 2], &[3, 4], &[5, 6], &[7, 8]]);
         let error = passes.cut(3, |i| [10, 9, 11][i], true, limits).unwrap_err();
         assert_eq!(error.findings().len(), 2, "{error}");
+        // two rows in front of each
+        let led = Limits { front: 2, ..limits };
+        passes.cut(4, |i| [4, 3, 2, 8][i], true, led).unwrap();
+        let all: Vec<&[u32]> = (0..passes.len()).map(|p| passes.get(p)).collect();
+        assert_eq!(all, [&[0, 2][..], &[1], &[3]]);
+        let error = passes.cut(2, |i| [8, 9][i], true, led).unwrap_err().to_string();
+        assert!(error.contains("at most 9 tokens") && error.contains("found 10"), "{error}");
         passes.cut(0, |_| 0, true, limits).unwrap();
         assert!(passes.is_empty());
     }

@@ -1,12 +1,15 @@
 //! What a run is asked to do, and what it will take: known, and checked, before anything is allocated.
 
+use super::balance::Balance;
 use super::checkpoint::Terms;
 use super::compare::Comparing;
+use super::moments::Optimizer;
 use super::objective::{Goal, OBJECTIVES, Objective};
 use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, TrainOptions, Trainer};
 use crate::adapter::Lora;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
+use crate::ops::Delta;
 use crate::ops::kv::Precision;
 use crate::tensor::Identity;
 use onlay_kernels::Level;
@@ -53,8 +56,12 @@ pub struct RunOptions {
     pub objective: Option<&'static Objective>,
     /// Numbers of the objective that are not its defaults.
     pub numbers: Vec<(&'static str, f64)>,
+    /// How much rows of rare answers count.
+    pub balance: Balance,
     /// How fast to learn.
     pub recipe: Recipe,
+    /// How the moments are kept.
+    pub optimizer: Optimizer,
     /// Share of the layer's inputs that is dropped while learning.
     pub dropout: f64,
     /// Of the order of rows and of dropout.
@@ -90,6 +97,9 @@ pub struct RunOptions {
     pub keep: Keep,
     /// The most rows of a pass; `None` for 512, or the longest sequence if that is more.
     pub rows_of_a_pass: Option<usize>,
+    /// The most bytes that the run may take, besides what the process held before: a plan of more is refused, and a run
+    /// that takes more is stopped. See [`Fit`](super::Fit).
+    pub memory: Option<u64>,
 }
 
 impl RunOptions {
@@ -101,7 +111,9 @@ impl RunOptions {
             grad_accumulation: 1,
             objective: None,
             numbers: Vec::new(),
+            balance: Balance::None,
             recipe: Recipe::default(),
+            optimizer: Optimizer::default(),
             dropout: 0.0,
             seed: 0,
             shuffle: true,
@@ -119,6 +131,7 @@ impl RunOptions {
             kv: Precision::default(),
             keep: Keep::Streams,
             rows_of_a_pass: None,
+            memory: None,
         }
     }
 }
@@ -133,25 +146,25 @@ pub struct Data {
 }
 
 impl Data {
-    /// Rows of the longest sequence and of the longest unit: what a pass must have room for. `most` bounds sequences that
-    /// are made of two rows.
-    pub fn longest(&self, objective: &Objective, most: usize) -> (usize, usize) {
+    /// Rows of the longest sequence, and of the longest unit with `front` rows in front of each of its sequences: what a pass
+    /// must have room for. `most` bounds sequences that are made of two rows.
+    pub fn longest(&self, objective: &Objective, most: usize, front: usize) -> (usize, usize) {
         let (mut sequence, mut unit) = (1, 1);
         for set in [&self.train, &self.eval] {
             let rows = |i: usize| set.unit(i).iter().map(Example::rows);
             for i in 0..set.units() {
                 sequence = sequence.max(rows(i).max().unwrap_or(0));
-                unit = unit.max(rows(i).sum());
+                unit = unit.max(rows(i).map(|n| n + front).sum());
             }
             if objective.mismatched {
                 let prompt = |e: &Example| e.trained.iter().position(|t| *t).unwrap_or(e.tokens.len());
                 let longest = |f: &dyn Fn(&Example) -> usize| set.examples.iter().map(f).max().unwrap_or(0);
                 let both = longest(&prompt) + longest(&|e| e.tokens.len() - prompt(e));
                 sequence = sequence.max((both.max(1) - 1).min(most));
-                unit = unit.max(sequence);
+                unit = unit.max(sequence + front);
             }
         }
-        (sequence, unit)
+        (sequence, unit.max(1 + front))
     }
 }
 
@@ -189,7 +202,12 @@ impl RunPlan {
             let text = format!("lora-plus-ratio: {} has no B that could learn faster", layer.method().name);
             wrong.push(Error::new(Kind::Argument, text));
         }
+        if options.dropout > 0.0 && layer.method().leads() {
+            let text = format!("dropout: {} has no inputs that could be dropped", layer.method().name);
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         wrong.keep(layer.check(model.program()));
+        let weights = wrong.keep(options.balance.weights(&data.train)).unwrap_or_default().len();
         let order = wrong.keep(Order::new(
             data.train.units(),
             options.batch_size,
@@ -204,6 +222,8 @@ impl RunPlan {
         if !(1.0..=1e15).contains(&steps) {
             let what = if matches!(options.length, Length::Steps(_)) { "max-steps" } else { "epochs" };
             wrong.push(Error::expected(Kind::Argument, what, "at least one step, and an end", steps));
+        } else {
+            layer.check_budget(steps as u64, &mut wrong);
         }
         for (name, every) in [
             ("eval-every", options.eval_every),
@@ -236,7 +256,7 @@ impl RunPlan {
         let goal = wrong.keep(Goal::choose(options.objective, signal, &options.numbers));
         judged(data, goal.as_ref(), window, &mut wrong);
         let objective = goal.as_ref().map_or(&OBJECTIVES[0], |g| g.objective);
-        let (longest, unit) = data.longest(objective, model.program().context);
+        let (longest, unit) = data.longest(objective, model.program().context, layer.virtual_tokens());
         let rows = match options.rows_of_a_pass {
             None => ROWS_OF_A_PASS.min(unit.saturating_mul(window)).max(unit),
             Some(rows) if rows < unit => {
@@ -249,7 +269,7 @@ impl RunPlan {
         };
         wrong.refuse("the run cannot start")?;
         let goal = goal.expect("nothing is wrong");
-        let (dropout, keep_best) = (options.dropout > 0.0, options.keep_best);
+        let (dropout, keep_best, most) = (options.dropout > 0.0, options.keep_best, options.memory);
         let options = TrainOptions {
             level: options.level,
             threads: options.threads,
@@ -258,6 +278,7 @@ impl RunPlan {
             sequences: window.saturating_mul(signal.arity()).max(8).min(rows).min(MOST_SEQUENCES),
             kv: options.kv,
             keep: options.keep,
+            optimizer: options.optimizer,
         };
         let mut memory = Trainer::plan(model, layer, dropout, &options);
         if signal != Signal::Shown {
@@ -270,9 +291,15 @@ impl RunPlan {
         let rows = data.train.examples.iter().chain(&data.eval.examples);
         // tokens and marks, and what holds them
         memory.parts.push(("data rows", rows.map(|e| 5 * e.tokens.len() as u64 + 112).sum()));
+        memory.parts.push(("row weights", 4 * weights as u64));
         memory.parts.push(("the layer of the last good step", copy));
         if keep_best {
             memory.parts.push(("the layer of the best evaluation", copy));
+        }
+        memory.parts.push(("the process", process(model, layer, &options)));
+        if let Some(most) = most.filter(|most| memory.total() > *most) {
+            let (expected, found) = (format!("at most {most} bytes"), format!("{} bytes", memory.total()));
+            return Err(Error::expected(Kind::Memory, "planned memory", expected, found));
         }
         Ok(RunPlan {
             steps: steps as u64,
@@ -282,6 +309,17 @@ impl RunPlan {
             options,
         })
     }
+}
+
+/// What the process holds besides: its code's own data and stacks, the tokenizer (50 to 80 bytes a token, measured on five
+/// vocabularies), and the pages that arrays use in part. `tests/memory.rs` holds the whole plan to what is used.
+fn process(model: &Model, layer: &Lora, options: &TrainOptions) -> u64 {
+    let program = model.program();
+    let tokenizer = if model.has_tokenizer() { 80 * program.vocabulary } else { 0 };
+    let frames = if options.keep == Keep::Registers { program.segments.len() } else { 1 };
+    // numbers, gradients, two moments and two copies of each place
+    let arrays = 6 * layer.parts().iter().flatten().count() + (frames + 1) * program.columns().len();
+    ((768 << 10) + (64 << 10) * options.threads + tokenizer + 4096 * arrays) as u64
 }
 
 /// What is wrong with judged rows as a whole.
@@ -325,16 +363,21 @@ pub(super) fn terms(model: &Model, layer: &Lora, data: &Data, options: &RunOptio
     terms.set("dropout", o.dropout);
     terms.set("seed", o.seed);
     terms.set("shuffle", o.shuffle);
+    terms.set("balance", o.balance.name());
     terms.set("rows-of-a-step", o.batch_size * o.grad_accumulation);
     terms.set("learning-rate", r.rate);
     terms.set("lora-plus-ratio", r.plus);
     terms.set("lr-schedule", r.shape.name());
     terms.set("warmup-steps", r.warmup);
-    if r.shape != Shape::Constant {
-        terms.set("steps", plan.steps); // the rate of every step depends on the last
+    if let Some(budget) = layer.budget() {
+        terms.set("budget", budget);
+    }
+    if r.shape != Shape::Constant || layer.budget().is_some() {
+        terms.set("steps", plan.steps); // the rate of every step depends on the last, and so do budgets
     }
     terms.set("weight-decay", r.decay);
     terms.set("max-grad-norm", r.max_norm);
+    terms.set("optimizer", o.optimizer.name());
     terms.set("beta1", r.beta1);
     terms.set("beta2", r.beta2);
     terms.set("epsilon", r.epsilon);

@@ -44,8 +44,12 @@ pub struct Run {
     /// The layer of the last good step, and that of the best evaluation if it is wanted.
     good: Slots<Vec<f32>>,
     best: Slots<Vec<f32>>,
+    /// Weights of the rows that are learned from; none if all count alike.
+    weights: Vec<f32>,
     /// Whether a guard has ended it.
     halted: bool,
+    /// What the process held before it: what it may take is counted from there.
+    before: Option<u64>,
     /// Rows computed by this process, and the seconds that took.
     speed: (u64, f64),
 }
@@ -84,11 +88,13 @@ impl Run {
         options: RunOptions,
         store: Option<Box<dyn Store + Send>>,
     ) -> Result<Run> {
+        let before = super::held_memory();
         let plan = RunPlan::new(&model, &layer, &data, &options)?;
         let terms = terms(&model, &layer, &data, &options, &plan);
         let o = &options;
         let order = Order::new(data.train.units(), o.batch_size, o.grad_accumulation, o.seed, o.shuffle)?;
         layer.learn(plan.options.rows, o.dropout, o.seed)?;
+        let weights = o.balance.weights(&data.train)?;
         let program = model.program();
         let names = (0..layer.parts().len()).map(|i| program.place_name(i).to_owned()).collect();
         let mut trainer = Trainer::new(model, Arc::new(layer), plan.options.clone())?;
@@ -114,7 +120,9 @@ impl Run {
             references,
             good,
             best,
+            weights,
             halted: false,
+            before,
             speed: (0, 0.0),
         };
         if let Some(store) = store {
@@ -139,21 +147,25 @@ impl Run {
                 store
             },
         };
+        // One at a time is in memory, where the run's own is still untouched.
         let mut newest: Option<(usize, Checkpoint)> = None;
         for slot in 0..SLOTS {
             let place = checkpoints.store.place(slot).to_path_buf();
+            let before = newest.take().map(|(slot, n)| (slot, n.progress().steps));
             let read = checkpoints.store.read(slot, most);
             match read.and_then(|bytes| bytes.map(Checkpoint::read).transpose()) {
                 Ok(None) => {}
                 Ok(Some(found)) => {
                     let steps = found.progress().steps;
                     checkpoints.steps[slot] = Some(steps);
-                    if newest.as_ref().is_none_or(|(_, n)| n.progress().steps < steps) {
-                        newest = Some((slot, found));
-                    }
+                    newest = Some((slot, found)).filter(|_| before.is_none_or(|(_, n)| n < steps));
                 }
                 Err(e) if e.kind() == Kind::Io => return Err(e),
                 Err(e) => checkpoints.damaged.push(e.in_file(&place)),
+            }
+            if let (None, Some((slot, _))) = (&newest, before) {
+                let again = checkpoints.store.read(slot, most)?.map(Checkpoint::read).transpose();
+                newest = again.map_err(|e| e.in_file(checkpoints.store.place(slot)))?.map(|n| (slot, n));
             }
         }
         match (self.options.start, newest) {
@@ -205,13 +217,15 @@ impl Run {
     }
 
     fn arrays(&self) -> Arrays<'_> {
-        let [first, second] = self.trainer.moments();
+        let moments = self.trainer.moments();
+        let ([first, second], [first_codes, second_codes]) = (moments.floats(), moments.codes());
         let layer = self.trainer.layer().params();
         let mut sets = vec![("layer", layer), ("first", first), ("second", second), ("good", &self.good)];
         if self.options.keep_best {
             sets.push(("best", &self.best));
         }
-        Arrays { names: &self.names, sets }
+        let codes = vec![("first.codes", first_codes), ("second.codes", second_codes)];
+        Arrays { names: &self.names, sets, codes }
     }
 
     /// The layer, as far as it has learned; at the end the one that is left.
@@ -279,7 +293,8 @@ impl Run {
     /// # Errors
     /// `Numeric` if a loss or a gradient is not a number before anything was learned, naming the step and what else is
     /// known; `Io` if a checkpoint cannot be written: the one before it is then still whole, and the run may be
-    /// continued from [`Run::checkpoint`]; `Argument` if a guard has ended it before.
+    /// continued from [`Run::checkpoint`]; `Memory` if it takes more than it was promised ([`RunOptions::memory`]), with
+    /// a checkpoint; `Argument` if a guard has ended it before.
     pub fn go(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<Outcome> {
         if self.halted {
             return Err(Error::new(Kind::Argument, "the run was ended by a guard; it cannot go on"));
@@ -287,6 +302,7 @@ impl Run {
         let start = Instant::now();
         let data = Arc::clone(&self.data);
         let mut window: Vec<&Example> = Vec::with_capacity(self.order.rows_of_window());
+        let mut weights: Vec<f32> = Vec::with_capacity(self.order.rows_of_window());
         let rows: usize = data.train.examples.iter().map(Example::rows).sum();
         let rows_per_step = rows as f64 / self.plan.steps_per_epoch as f64;
         if self.say_started(observer) == Flow::Stop {
@@ -329,7 +345,11 @@ impl Run {
             let done = if self.plan.goal.objective.signal == Signal::Shown {
                 window.clear();
                 window.extend(units.iter().map(|i| &data.train.examples[*i as usize]));
-                let done = self.trainer.step_if(&window, recipe, of, take);
+                weights.clear();
+                if !self.weights.is_empty() {
+                    weights.extend(units.iter().map(|i| self.weights[*i as usize]));
+                }
+                let done = self.trainer.step_weighted(&window, &weights, recipe, of, take);
                 done.map(|done| done.map(|report| (report, None)))
             } else {
                 let (trainer, references) = (&mut self.trainer, &mut self.references[0]);
@@ -358,11 +378,25 @@ impl Run {
             if flow == Flow::Stop {
                 break;
             }
+            self.within(observer)?;
             if self.checkpoint_due() && self.save(observer)? == Flow::Stop {
                 break;
             }
         }
         self.stop(observer)
+    }
+
+    /// Ends the run, with a checkpoint, if the process has taken more memory since its start than was promised.
+    fn within(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Result<()> {
+        let taken = self.before.and_then(|before| Some(super::held_memory()?.saturating_sub(before)));
+        let (Some(most), Some(taken)) = (self.options.memory, taken) else { return Ok(()) };
+        if taken <= most {
+            return Ok(());
+        }
+        self.save(observer)?;
+        let (most, found) = (format!("at most {most} bytes"), format!("{taken} bytes"));
+        let at = Place::Key(format!("step {}", self.progress.steps));
+        Err(Error::expected(Kind::Memory, "memory of the run", most, found).at(at))
     }
 
     fn say_started(&mut self, observer: &mut dyn FnMut(&Event<'_>) -> Flow) -> Flow {
@@ -371,7 +405,7 @@ impl Run {
             done: self.progress.steps,
             steps: self.plan.steps,
             steps_per_epoch: self.plan.steps_per_epoch,
-            parameters: self.layer().len(),
+            parameters: self.layer().learning_len(),
             memory: &self.plan.memory,
             train: self.data.train.facts(),
             eval: (!self.data.eval.examples.is_empty()).then(|| self.data.eval.facts()),

@@ -8,7 +8,6 @@
 //! that no step is spent at rate zero.)
 
 use super::Signal;
-use crate::adapter::Method;
 use crate::error::{Error, Kind, Result};
 use onlay_kernels::adam::AdamW;
 
@@ -95,8 +94,8 @@ impl Recipe {
     /// ```
     /// The first two factors are the fit for LoRA on Llama models of Thinking Machines' "LoRA Without Regret" (2025) and
     /// its cookbook; it hardly depends on the rank.
-    pub fn rate_for(width: usize, method: &Method, signal: Signal) -> f64 {
-        5e-4 * (2000.0 / width.max(1) as f64).powf(0.781) * method.pace * signal.pace()
+    pub fn rate_for(width: usize, pace: f64, signal: Signal) -> f64 {
+        5e-4 * (2000.0 / width.max(1) as f64).powf(0.781) * pace * signal.pace()
     }
 
     /// # Errors

@@ -7,22 +7,26 @@
 //! head      only rows that are trained reach it, some at a time: logits, loss, gradient, gone
 //! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
 //! ```
+//! In front of every example stand the layer's keys and values, or its virtual tokens, whose rows are computed with the
+//! others: they count for `rows`, not for `context`. The last of them predicts the example's first token, which counts
+//! where it is trained; without one nothing predicts it.
 
 use super::compare::Comparing;
 use super::event::StepReport;
 use super::examples::Example;
-use super::head::{HEAD_ROWS, Head, Pass, Target};
+use super::head::{HEAD_ROWS, Head, Pass, Scale, Target};
+use super::moments::{Moments, Optimizer};
 use super::order::{Limits, Passes};
 use super::schedule::Recipe;
-use crate::adapter::{Lora, Part};
+use crate::adapter::Lora;
 use crate::backend::{Backend, Machine, Plan};
-use crate::error::{Error, Kind, Place, Result};
+use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Backward, Batch, Delta, Needs, Span, Step, Turns};
+use crate::ops::{Attend, Backward, Batch, Delta, Needs, Room, Site, Span, Step, Turns};
 use crate::rng::hash;
 use crate::tensor::{Register, Slots, Team};
-use onlay_kernels::{Level, adam, math};
+use onlay_kernels::{Level, math};
 use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,9 +50,9 @@ pub struct TrainOptions {
     pub level: Level,
     /// Threads.
     pub threads: usize,
-    /// The most rows of a micro-batch.
+    /// The most rows of a micro-batch, with those of virtual tokens.
     pub rows: usize,
-    /// The longest sequence.
+    /// The longest sequence, without what stands in front of it.
     pub context: usize,
     /// The most sequences of a micro-batch.
     pub sequences: usize,
@@ -56,6 +60,8 @@ pub struct TrainOptions {
     pub kv: Precision,
     /// What is kept for the backward pass.
     pub keep: Keep,
+    /// How the moments are kept.
+    pub optimizer: Optimizer,
 }
 
 /// A layer that learns over a frozen base.
@@ -65,7 +71,7 @@ pub struct Trainer {
     backend: Box<dyn Backend>,
     turns: Turns,
     layer: Arc<Lora>,
-    moments: [Slots<Vec<f32>>; 2],
+    moments: Moments,
     steps: u64,
     pub(super) pack: bool,
     /// The first segment that has a backward pass.
@@ -75,6 +81,15 @@ pub struct Trainer {
     pub(super) memory: Buffers,
     /// What judged rows need; see [`Trainer::compare`].
     pub(super) comparing: Option<Comparing>,
+}
+
+/// The layer of a pass.
+#[derive(Clone, Copy)]
+struct Learner<'a> {
+    delta: &'a dyn Delta,
+    back: &'a dyn Backward,
+    /// The first segment that has a backward pass.
+    lowest: usize,
 }
 
 /// Memory between the backend's steps.
@@ -103,20 +118,26 @@ impl std::fmt::Debug for Trainer {
     }
 }
 
-/// Whether the layer learns the weight of this step's norm.
-fn learns_norm(layer: &Lora, step: &Step) -> bool {
-    matches!(step, Step::Norm(norm) if layer.learns_vector(norm.weight))
+/// Whether the layer learns something of this step besides products.
+fn learns_at(layer: &dyn Backward, step: &Step) -> bool {
+    match step {
+        Step::Norm(norm) => layer.learns_vector(norm.weight),
+        Step::Attend(_) => layer.learns_prefix(),
+        _ => false,
+    }
 }
 
 /// The first segment with a backward pass, and the registers in it whose gradients lead to a part of the layer.
-fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
+fn reach(model: &Model, layer: &dyn Backward) -> (usize, Vec<bool>) {
     let program = model.program();
-    let learned: Vec<bool> = layer.parts()[..program.sites.len()].iter().map(Option::is_some).collect();
-    let steps = |s: &crate::model::program::Segment| s.steps.iter().any(|step| learns_norm(layer, step));
-    let norms = program.segments.iter().position(steps);
+    let learned: Vec<bool> = (0..program.sites.len()).map(|i| layer.learns(Site(i as u32))).collect();
+    let steps = |s: &crate::model::program::Segment| s.steps.iter().any(|step| learns_at(layer, step));
+    let others = program.segments.iter().position(steps);
+    let below = layer.learns_embeddings().then_some(0);
     let segments = program.sites.iter().zip(&learned).filter(|(_, l)| **l).map(|(s, _)| s.segment);
-    let lowest = segments.chain(norms).min().unwrap_or(program.segments.len());
+    let lowest = segments.chain(others).chain(below).min().unwrap_or(program.segments.len());
     let mut wanted = vec![false; program.registers.len()];
+    wanted[usize::from(program.residual.0)] = layer.learns_embeddings();
     if let Some(segment) = program.segments.get(lowest) {
         for step in &segment.steps {
             let from_below = step.operation().reads().iter().any(|r| wanted[usize::from(r.0)]);
@@ -125,7 +146,7 @@ fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
                     let here = |o: &&crate::ops::Output| from_below || learned[o.site.0 as usize];
                     l.outputs.iter().filter(here).map(|o| o.to).collect()
                 }
-                other if from_below || learns_norm(layer, other) => other.operation().writes(),
+                other if from_below || learns_at(layer, other) => other.operation().writes(),
                 _ => vec![],
             };
             for r in writes {
@@ -134,6 +155,16 @@ fn reach(model: &Model, layer: &Lora) -> (usize, Vec<bool>) {
         }
     }
     (lowest, wanted)
+}
+
+/// Tokens that are predicted and counted with this layer: the first one too, where a virtual token stands before it.
+fn counted(e: &Example, layer: &dyn Delta) -> usize {
+    e.count() + usize::from(first_counts(e, Some(layer)))
+}
+
+/// Whether the first token is predicted and counted.
+fn first_counts(e: &Example, worn: Option<&dyn Delta>) -> bool {
+    e.trained.first() == Some(&true) && worn.is_some_and(|d| d.virtual_tokens() > 0)
 }
 
 impl TrainOptions {
@@ -159,8 +190,13 @@ impl TrainOptions {
             back: true,
             needs: self.needs(model, layer),
             kv: program.kv_shape(self.kv, layers),
-            tiles: Pool::tiles_for(self.rows) + self.sequences,
+            tiles: Pool::tiles_for(self.rows + self.sequences * layer.prefix()) + self.sequences,
         }
+    }
+
+    /// Positions of the longest sequence, with those in front of it.
+    fn longest(&self, layer: &dyn Delta) -> usize {
+        self.context + layer.lead()
     }
 }
 
@@ -176,13 +212,15 @@ impl Trainer {
         Memory {
             parts: vec![
                 ("layer", params),
-                ("gradients and moments", learning),
+                // which counts two moments in f32
+                ("gradients", learning - Moments::bytes(Optimizer::AdamW, layer)),
+                ("moments", Moments::bytes(options.optimizer, layer)),
                 ("keys and values", plan.kv_bytes()),
                 ("activations and their gradients", plan.frame_bytes()),
                 ("residual streams", stream * (program.segments.len() - lowest + 2) as u64),
                 ("inside operations", plan.scratch_bytes()),
                 ("logits", 4 * head * (program.vocabulary + 2 * program.width) as u64),
-                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.context)),
+                ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest(layer))),
                 ("rows of a pass", 60 * options.rows as u64),
                 ("norms and biases", model.bound().vector_bytes()),
             ],
@@ -213,16 +251,16 @@ impl Trainer {
         // the layer, first in the plan with what it learns by, has its memory already
         Memory { parts: Self::plan(&model, &layer, false, &options).parts.split_off(2) }.ask()?;
         let machine = Machine::new(&options.plan(&model, &layer), Team::new(options.threads)?)?;
-        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.context)?;
-        let (lowest, wanted) = reach(&model, &layer);
+        let turns =
+            Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest(&*layer))?;
+        let (lowest, wanted) = reach(&model, &*layer);
         let head = HEAD_ROWS.min(options.rows);
         let stream = options.rows * program.width;
-        let zeros = |i: usize| vec![0.0; layer.parts()[i].map_or(0, |p| p.len())];
         let memory = Buffers {
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
             tiles: (0..options.sequences)
-                .map(|_| Vec::with_capacity(Pool::tiles_for(options.context)))
+                .map(|_| Vec::with_capacity(Pool::tiles_for(options.longest(&*layer))))
                 .collect(),
             streams: (lowest..=program.segments.len()).map(|_| vec![0.0; stream]).collect(),
             d_stream: vec![0.0; stream],
@@ -237,7 +275,7 @@ impl Trainer {
         let mut trainer = Trainer {
             backend: Box::new(machine),
             turns,
-            moments: [Slots::new(layer.parts().len(), zeros), Slots::new(layer.parts().len(), zeros)],
+            moments: Moments::new(options.optimizer, &layer),
             steps: 0,
             pack: false,
             lowest,
@@ -267,8 +305,8 @@ impl Trainer {
         self.steps
     }
 
-    /// Moments of the optimiser, first and second, laid out as the parameters.
-    pub fn moments(&self) -> &[Slots<Vec<f32>>; 2] {
+    /// Moments of the optimiser.
+    pub fn moments(&self) -> &Moments {
         &self.moments
     }
 
@@ -323,7 +361,7 @@ impl Trainer {
             if loss.is_err() {
                 break;
             }
-            tokens += which.iter().map(|i| examples[*i as usize].borrow().count()).sum::<usize>();
+            tokens += which.iter().map(|i| self.counted(examples[*i as usize].borrow())).sum::<usize>();
             done += which.len();
         }
         self.memory.passes = passes;
@@ -341,7 +379,12 @@ impl Trainer {
     /// The most that one pass takes.
     pub fn limits(&self) -> Limits {
         let TrainOptions { rows, sequences, context, .. } = self.options;
-        Limits { rows, sequences, context }
+        Limits { rows, sequences, context, front: self.layer.virtual_tokens() }
+    }
+
+    /// Tokens of an example that are predicted and counted.
+    fn counted(&self, e: &Example) -> usize {
+        counted(e, &*self.layer)
     }
 
     /// One optimiser step from a window of examples, in as many passes as they need.
@@ -371,7 +414,25 @@ impl Trainer {
         of_steps: u64,
         go_on: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<Option<StepReport>> {
-        let tokens: usize = examples.iter().map(|e| e.borrow().count()).sum();
+        self.step_weighted(examples, &[], recipe, of_steps, go_on)
+    }
+
+    /// As [`Trainer::step_if`], with a weight for each example, by which its losses are multiplied; none: all count alike.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; `Argument` if there is a weight for some examples only.
+    pub fn step_weighted<E: Borrow<Example>>(
+        &mut self,
+        examples: &[E],
+        weights: &[f32],
+        recipe: &Recipe,
+        of_steps: u64,
+        go_on: &mut dyn FnMut(&StepReport) -> bool,
+    ) -> Result<Option<StepReport>> {
+        if !weights.is_empty() && weights.len() != examples.len() {
+            return Err(Error::expected(Kind::Argument, "weights", examples.len(), weights.len()));
+        }
+        let tokens: usize = examples.iter().map(|e| self.counted(e.borrow())).sum();
         if tokens == 0 {
             return Err(Error::expected(Kind::Data, "trained tokens of a step", "at least 1", 0));
         }
@@ -381,7 +442,7 @@ impl Trainer {
         let sums = (0..passes.len()).map(|i| {
             let which = passes.get(i);
             let example = |k: usize| (u64::from(which[k]), examples[which[k] as usize].borrow());
-            self.pass(which.len(), &example, Pass::Learn(scale))
+            self.pass(which.len(), &example, Pass::Learn(Scale { all: scale, weights, which }))
         });
         let loss = sums.sum::<Result<f64>>();
         self.memory.passes = passes;
@@ -404,6 +465,8 @@ impl Trainer {
         tokens: usize,
         go_on: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<Option<StepReport>> {
+        let Trainer { backend, layer, options, .. } = self;
+        layer.before_update(options.level, &mut |n, f| backend.each(n, f));
         let grad_norm = self.grad_norm()?;
         let t = self.steps + 1;
         let rate = recipe.rate_at(t, of_steps);
@@ -414,13 +477,12 @@ impl Trainer {
         let with = [rate, rate * recipe.plus].map(|rate| recipe.adamw(t, rate, grad_norm));
         let (level, layer, moments) = (self.options.level, &self.layer, &self.moments);
         self.backend.each(layer.parts().len(), &|i| {
-            let (mut p, g) = (layer.params().get(i), layer.grads().read(i));
-            let (mut m, mut v) = (moments[0].get(i), moments[1].get(i));
-            for (at, fast) in layer.parts()[i].iter().flat_map(Part::learned) {
-                let with = with[usize::from(fast)];
-                adam::adamw(level, with, &mut p[at.clone()], &g[at.clone()], &mut m[at.clone()], &mut v[at]);
+            if let Some(part) = &layer.parts()[i] {
+                moments.step(level, i, part, with, &mut layer.params().get(i), &layer.grads().read(i));
             }
         });
+        let Trainer { backend, layer, .. } = &mut *self;
+        layer.allocate(t, of_steps, with[0].clip, &mut |n, f| backend.each(n, f));
         self.settle();
         self.steps = t;
         Ok(Some(report))
@@ -449,16 +511,89 @@ impl Trainer {
         example: &dyn Fn(usize) -> (u64, &'e Example),
         pass: Pass<'_>,
     ) -> Result<f64> {
+        let layer = Arc::clone(&self.layer);
+        let learner = Learner { delta: &*layer, back: &*layer, lowest: self.lowest };
+        let wanted = std::mem::take(&mut self.wanted);
+        let result = self.pass_with(learner, &wanted, count, example, pass);
+        self.wanted = wanted;
+        result
+    }
+
+    /// The sum of the losses of some examples, in one pass, and the gradients of `scale` times that, for a layer of any
+    /// make instead of the trainer's own, whose memory it takes.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; `Argument` if the examples do not fit one pass, or the layer reaches further down than the
+    /// trainer's own or wants more memory.
+    pub fn differentiate<L: Delta + Backward, E: Borrow<Example>>(
+        &mut self,
+        layer: &L,
+        examples: &[E],
+        scale: f32,
+    ) -> Result<f64> {
+        let program = self.model.program();
+        let (lowest, wanted) = reach(&self.model, layer);
+        if lowest < self.lowest {
+            let least = format!("segment {} or above", self.lowest);
+            return Err(Error::expected(Kind::Argument, "lowest part of the layer", least, lowest));
+        }
+        let wanted = if lowest == self.lowest { wanted } else { vec![true; wanted.len()] };
+        let (planned, room) = (program.room(&*self.layer), program.room(layer));
+        if !planned.holds(Room { lead: 0, ..room }) {
+            return Err(Error::expected(
+                Kind::Argument,
+                "size of a layer",
+                format!("at most {planned}"),
+                room,
+            ));
+        }
+        let (limits, front) = (self.limits(), layer.virtual_tokens());
+        let rows = || examples.iter().map(|e| e.borrow().rows());
+        let (sum, longest) = (rows().map(|n| n + front).sum::<usize>(), rows().max().unwrap_or(0));
+        let (positions, most) = (longest + layer.lead(), self.turns.positions());
+        let tiles = rows().map(|n| Pool::tiles_for(n + layer.lead())).sum::<usize>();
+        let mut wrong = Findings::default();
+        for (what, most, found) in [
+            ("rows of a pass", limits.rows, sum),
+            ("sequences of a pass", limits.sequences, examples.len()),
+            ("positions of a sequence", most, positions),
+            ("tiles of keys and values", self.backend.free_tiles(), tiles),
+        ] {
+            if found > most {
+                wrong.push(Error::expected(Kind::Argument, what, format!("at most {most}"), found));
+            }
+        }
+        wrong.refuse("the examples do not fit a pass with this layer")?;
+        let learner = Learner { delta: layer, back: layer, lowest: self.lowest };
+        let example = |k: usize| (k as u64, examples[k].borrow());
+        self.pass_with(
+            learner,
+            &wanted,
+            examples.len(),
+            &example,
+            Pass::Learn(Scale { all: scale, weights: &[], which: &[] }),
+        )
+    }
+
+    /// See [`Trainer::pass`].
+    fn pass_with<'e>(
+        &mut self,
+        learner: Learner<'_>,
+        wanted: &[bool],
+        count: usize,
+        example: &dyn Fn(usize) -> (u64, &'e Example),
+        pass: Pass<'_>,
+    ) -> Result<f64> {
         for (_, e) in (0..count).map(example) {
             self.model.check_tokens(&e.tokens)?;
         }
         let mut tiles = std::mem::take(&mut self.memory.tiles);
         for (tiles, (_, e)) in tiles.iter_mut().zip((0..count).map(example)) {
-            for _ in 0..Pool::tiles_for(e.rows()) {
+            for _ in 0..Pool::tiles_for(e.rows() + learner.delta.lead()) {
                 tiles.push(self.backend.take_tile().expect("tiles for all rows and sequences were planned"));
             }
         }
-        let result = self.pass_over((0..count).map(example), &tiles, pass);
+        let result = self.pass_over(learner, wanted, (0..count).map(example), &tiles, pass);
         self.layer.set_rows(std::iter::empty());
         for tiles in &mut tiles {
             self.backend.give_tiles(tiles);
@@ -470,16 +605,19 @@ impl Trainer {
     /// See [`Trainer::pass`]; `examples` come with their numbers.
     fn pass_over<'e>(
         &mut self,
+        learner: Learner<'_>,
+        wanted: &[bool],
         examples: impl ExactSizeIterator<Item = (u64, &'e Example)>,
         tiles: &[Vec<u32>],
         pass: Pass<'_>,
     ) -> Result<f64> {
         let (sequences, step, learns) = (examples.len(), self.steps, pass.learns());
-        let Trainer { model, options, backend, turns, layer, lowest, wanted, memory, .. } = self;
+        let Trainer { model, options, backend, turns, layer, memory, .. } = self;
         let program = model.program();
-        let lowest = *lowest;
+        let Learner { delta, back, lowest } = learner;
         let layer: &Lora = layer;
-        let worn = pass.layer().then_some(layer as &dyn Delta);
+        let worn = pass.layer().then_some(delta);
+        let (prefix, front) = worn.map_or((0, 0), |d| (d.prefix(), d.virtual_tokens()));
         let Buffers {
             tokens,
             pieces,
@@ -500,15 +638,19 @@ impl Trainer {
         for (sequence, ((span, (number, e)), tiles)) in spans.iter_mut().zip(examples).zip(tiles).enumerate()
         {
             let first = tokens.len();
-            *span = Span { first, rows: e.rows(), position: 0, tiles, delta: worn };
+            *span = Span { first, rows: front + e.rows(), position: prefix, tiles, delta: worn };
+            tokens.extend((program.vocabulary..).map(|t| t as u32).take(front));
             tokens.extend_from_slice(&e.tokens[..e.rows()]);
             if learns {
-                names.extend((0..e.rows() as u64).map(|position| hash(step, &[number, position])));
+                names.extend((0..(front + e.rows()) as u64).map(|position| hash(step, &[number, position])));
             }
             let whole = pass.whole(sequence);
-            for (i, trained) in e.trained.iter().enumerate().skip(1) {
+            // with the layer off nothing predicts the first token: what is compared with that leaves it out
+            let begin = usize::from(pass.compares() || !first_counts(e, worn));
+            for (i, trained) in e.trained.iter().enumerate().skip(begin) {
                 if *trained || whole {
-                    let (row, token, sequence) = ((first + i - 1) as u32, e.tokens[i], sequence as u16);
+                    let (row, token, sequence) =
+                        ((first + front + i - 1) as u32, e.tokens[i], sequence as u16);
                     targets.push(Target { row, token, sequence, trained: *trained });
                 }
             }
@@ -555,6 +697,7 @@ impl Trainer {
             backend: &mut **backend,
             view: View { model, turns },
             layer,
+            learner: back,
             worn,
             last: streams.last().expect("the end of the program is kept"),
             d_last: d_stream,
@@ -581,11 +724,15 @@ impl Trainer {
             }
             backend.clear_grads();
             backend.load_grad(program.result, &d_stream[..n * width]);
-            let of_use = (i == lowest).then_some(&wanted[..]);
-            backend.backward(&view, steps, batch, of_use, layer);
+            let of_use = (i == lowest).then_some(wanted);
+            backend.backward(&view, steps, batch, of_use, back);
             if i > lowest {
                 backend.save_grad(program.residual, &mut d_stream[..n * width]);
             }
+        }
+        if back.learns_embeddings() {
+            // the gradients of the lowest segment are still there
+            backend.backward(&view, std::slice::from_ref(&program.embed), batch, None, back);
         }
         Ok(loss)
     }

@@ -178,6 +178,24 @@ static void learning(const onlay_model *model, const onlay_model *again, const o
     CHECK(seen.first_step == 2 && seen.calls[ONLAY_TRAIN_STEP] == 4 && !exists(checkpoint));
     CHECK(same_files(whole, parts));
 
+    /* another method, with numbers of its own; what it does not have is refused, all of it at once */
+    o = training(file(1, "prefix.gguf"));
+    o.method = text("prefix");
+    o.rank = 16;
+    o.layer_options = text("{\"virtual-tokens\": 4, \"colour\": 1, \"encoder\": \"x\"}");
+    WRONG(ONLAY_ARGUMENT, "colour", onlay_train(model, &o, NULL, NULL, NULL, NULL, &error));
+    o.layer_options = text("{\"virtual-tokens\": 4}");
+    o.optimizer = text("adamw8bit");
+    OKAY(onlay_train(model, &o, NULL, NULL, &foreign, NULL, &error));
+    OKAY(onlay_session_truncate(session, 0, &error));
+    OKAY(onlay_session_attach(session, foreign, 1, &error));
+    m = run(session, learned, 64);
+    CHECK(m == n && memcmp(base, learned, n * sizeof *base) != 0);
+    OKAY(onlay_session_detach(session, foreign, &error));
+    CHECK(run(session, found, 64) == n && memcmp(base, found, n * sizeof *base) == 0);
+    onlay_adapter_free(foreign);
+    foreign = NULL;
+
     /* cancelled while rows are encoded: nothing to save */
     memset(&seen, 0, sizeof seen);
     seen.cancel_phase = ONLAY_TRAIN_ENCODING;

@@ -69,7 +69,7 @@ pub fn options(threads: usize) -> Options {
         context: 256,
         rows: 128,
         kv: Precision::F32,
-        room: Room { hidden: 64, entered: 256 },
+        room: Room { hidden: 2048, entered: 256, lead: 16 },
     }
 }
 

@@ -128,20 +128,27 @@ fn scaling(part: &Part) -> String {
     if scale_learns(part) { "learned".into() } else { part.scale.to_string() }
 }
 
-/// Adds what parts say that [`check`] found nothing with.
-pub(super) fn add(config: &mut Value, method: &str, parts: &[Option<Part>]) {
-    let Some(first) = parts.iter().flatten().next() else { return };
-    config["bottleneck_size"] = first.rank.into();
-    config["non_linearity"] = activation(first).name().into();
-    config["adapter_dropout"] = 0.0.into();
-    config["scaling"] = match scale_learns(first) {
+/// A configuration of parts that [`check`] found nothing with.
+pub(super) fn make(method: &str, first: &Part, targets: Vec<String>, base_name: Option<&str>) -> Value {
+    let scaling: Value = match scale_learns(first) {
         true => "learned".into(),
         // the shortest decimal that is this number in f32
         false => first.scale.to_string().parse::<f64>().unwrap_or(f64::from(first.scale)).into(),
     };
-    config["use_parallel_adapter"] = (method == "parallel").into();
-    config["use_adapterp"] = (method == "series" && config["target_modules"] == json!(["down_proj"])).into();
-    config["bias"] = "none".into();
-    config["init_weights"] = "bert".into();
-    config["modules_to_save"] = Value::Null;
+    json!({
+        "peft_type": "BOTTLENECK",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": true,
+        "bottleneck_size": first.rank,
+        "non_linearity": activation(first).name(),
+        "adapter_dropout": 0.0,
+        "scaling": scaling,
+        "use_parallel_adapter": method == "parallel",
+        "use_adapterp": method == "series" && targets == ["down_proj"],
+        "target_modules": targets,
+        "bias": "none",
+        "init_weights": "bert",
+        "modules_to_save": null,
+    })
 }

@@ -7,6 +7,7 @@ use super::super::open::Adapter;
 use super::super::pattern::Pattern;
 use super::super::tokens::MOST;
 use super::bottlenecks::{self, Bottlenecks};
+use super::{products, prompts};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -17,12 +18,22 @@ const LONGEST: u64 = 16 << 20;
 
 /// Fields that change nothing once an adapter is trained, or are read below.
 static KNOWN: &[&str] = &[
+    "alpha",
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
+    "beta1",
+    "beta2",
     "bias",
     "corda_config",
     "d_initial",
+    "decompose_both",
+    "decompose_factor",
+    "deltaT",
+    "encoder_dropout",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_reparameterization_type",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
@@ -31,6 +42,7 @@ static KNOWN: &[&str] = &[
     "inference_mode",
     "init_ia3_weights",
     "init_lora_weights",
+    "init_r",
     "init_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -40,20 +52,39 @@ static KNOWN: &[&str] = &[
     "lora_ga_config",
     "megatron_config",
     "megatron_core",
+    "module_dropout",
     "modules_to_save",
+    "orth_reg_weight",
+    "num_attention_heads",
+    "num_layers",
+    "num_transformer_submodules",
+    "num_virtual_tokens",
     "peft_type",
     "peft_version",
+    "prefix_projection",
     "projection_prng_key",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
     "qalora_group_size",
     "r",
+    "rank_dropout",
+    "rank_dropout_scale",
     "rank_pattern",
     "revision",
     "runtime_config",
     "save_projection",
     "target_modules",
+    "target_r",
     "task_type",
+    "tfinal",
+    "tinit",
+    "token_dim",
+    "tokenizer_kwargs",
+    "tokenizer_name_or_path",
     "token_indices",
+    "total_step",
     "use_dora",
+    "use_effective_conv2d",
     "use_rslora",
     "vera_dropout",
 ];
@@ -71,11 +102,15 @@ pub(super) struct Config {
     stabilised: bool,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
+    /// Ranks that AdaLoRA has left, by module.
+    kept: Vec<(String, usize)>,
     targets: Targets,
     /// What is said of bottlenecks, if it is they.
     bottlenecks: Option<Bottlenecks>,
     /// The method, by our name.
     pub method: &'static str,
+    /// How many virtual tokens it says there are.
+    virtual_tokens: Option<u64>,
     /// The tokens that have embeddings of their own.
     pub tokens: Vec<f32>,
     /// The base's name.
@@ -111,7 +146,7 @@ pub(super) fn method(config: &Value) -> String {
     match said {
         "LORA" if !says_nothing(config.get("use_dora")) => "dora".into(),
         "BOTTLENECK" => bottleneck(config.as_object()).into(),
-        "BEFT" => "bias".into(),
+        other if let Some(m) = METHODS.iter().find(|m| m.peft == other) => m.name.into(),
         other => other.chars().take(40).collect::<String>().to_lowercase(),
     }
 }
@@ -150,7 +185,12 @@ impl Config {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(Value::String(t)) if t == "BOTTLENECK" => method = bottleneck(Some(all)),
             Some(t) => match t.as_str().and_then(known) {
-                Some(found) => method = found.name,
+                Some(found) => {
+                    method = found.name;
+                    if found.leads() {
+                        prompts::check(method, &get, wrong);
+                    }
+                }
                 None => {
                     let mut all: Vec<_> = METHODS.iter().map(|m| m.peft).collect();
                     all.dedup();
@@ -185,16 +225,18 @@ impl Config {
             )),
         }
         let rank = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-        let alpha = |v: &Value| v.as_f64().filter(|n| n.is_finite() && *n != 0.0);
+        let alpha = |v: &Value| products::alpha(method, v);
+        let scaled = Method::named(method).is_ok_and(Method::scaled);
+        let (rank_key, alpha_key, of_alpha) = products::keys(method);
         let mut need = |key: &str, expected: &str, good: bool| match get(key) {
-            _ if good || !matches!(method, "lora" | "dora") => {}
+            _ if good || !scaled => {}
             Some(found) => wrong.push(bad(key, Kind::Format, expected, found)),
             None => wrong.push(Error::new(Kind::Format, "missing").at(Place::Key(key.into()))),
         };
-        let r = get("r").and_then(rank);
-        need("r", "an integer above 0", r.is_some());
-        let a = get("lora_alpha").and_then(alpha);
-        need("lora_alpha", "a finite number other than 0", a.is_some());
+        let r = get(rank_key).and_then(rank);
+        need(rank_key, "an integer above 0", r.is_some());
+        let a = get(alpha_key).and_then(alpha);
+        need(alpha_key, of_alpha, a.is_some());
         let stabilised = get("use_rslora").unwrap_or(&Value::Bool(false)).as_bool();
         need("use_rslora", "true or false", stabilised.is_some());
         let tokens = match get("token_indices") {
@@ -214,8 +256,16 @@ impl Config {
             bottlenecks,
             method,
             alpha: a.unwrap_or(1.0),
-            stabilised: stabilised.unwrap_or(false),
-            ranks: patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            // the others' configurations may have the word, and their layers do not look at it
+            stabilised: stabilised.unwrap_or(false) && matches!(method, "lora" | "dora"),
+            ranks: match method {
+                "adalora" => vec![],
+                _ => patterns(get("rank_pattern"), "rank_pattern", rank, wrong),
+            },
+            kept: match method {
+                "adalora" => products::kept(get("rank_pattern"), wrong),
+                _ => vec![],
+            },
             alphas: patterns(get("alpha_pattern"), "alpha_pattern", alpha, wrong),
             targets: match get("target_modules") {
                 Some(Value::String(s)) if s != "all-linear" => {
@@ -226,7 +276,23 @@ impl Config {
                 }
                 _ => Targets::Any,
             },
+            virtual_tokens: get("num_virtual_tokens").and_then(Value::as_u64),
             base_name: get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
+        }
+    }
+
+    /// Holds the virtual tokens of parts against what it says.
+    ///
+    /// # Errors
+    /// `Mismatch` if there are more or fewer: PEFT could not read them.
+    pub(super) fn virtual_tokens(&self, parts: &[Option<Part>]) -> Result<()> {
+        let here = parts.iter().flatten().map(|p| p.virtual_tokens()).find(|n| *n > 0);
+        match (self.virtual_tokens, here) {
+            (Some(said), Some(here)) if said != here as u64 => {
+                let error = Error::expected(Kind::Mismatch, "virtual tokens of the tensors", said, here);
+                Err(error.at(Place::Key("num_virtual_tokens".into())))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -261,11 +327,17 @@ impl Config {
             patterns.iter().find(|(p, _)| p.matches(module)).map_or(otherwise, |(_, v)| *v)
         }
         let rank = of(&self.ranks, module, self.rank.unwrap_or(found));
-        if rank != found {
+        let kept = self.kept.iter().find(|(name, _)| name == module).map(|(_, n)| *n);
+        let rank = kept.unwrap_or(rank);
+        // factors that are whole matrices have none
+        if rank != found && found > 0 {
             let error = Error::expected(Kind::Mismatch, "rank, as the configuration says", rank, found);
             return Err(error.at(Place::Tensor(module.into())));
         }
-        let scale = Part::scale_of(of(&self.alphas, module, self.alpha), rank, self.stabilised);
+        let scale = match self.method {
+            "adalora" => products::triplet_scale(self.alpha, self.rank.unwrap_or(found)),
+            _ => Part::scale_of(of(&self.alphas, module, self.alpha), rank.max(1), self.stabilised),
+        };
         if !scale.is_finite() || scale == 0.0 {
             let error = Error::expected(Kind::Numeric, "scale", "a finite number other than 0", scale);
             return Err(error.at(Place::Tensor(module.into())));
@@ -308,7 +380,7 @@ pub(super) fn make(names: &Names, adapter: &Adapter) -> Value {
     let (parts, base_name) = (adapter.parts(), adapter.manifest().base_name.as_deref());
     let method = adapter.method();
     match method.name {
-        "lora" | "dora" | "vera" => make_paired(names, parts, base_name),
+        "lora" | "dora" | "vera" | "parallel" | "series" | "bias" => make_paired(names, parts, base_name),
         "ia3" => make_ia3(names, parts, base_name),
         "tokens" => {
             let mut config = make_plain(names, parts, base_name, method);
@@ -317,11 +389,6 @@ pub(super) fn make(names: &Names, adapter: &Adapter) -> Value {
                 .map_or(vec![], |(i, p)| adapter.numbers(i)[..p.rank].iter().map(|t| *t as u32).collect());
             config["token_indices"] = tokens.into();
             config["target_modules"] = "model.embed_tokens".into();
-            config
-        }
-        "parallel" | "series" => {
-            let mut config = make_plain(names, parts, base_name, method);
-            bottlenecks::add(&mut config, method.name, parts);
             config
         }
         _ => make_plain(names, parts, base_name, method),
@@ -346,6 +413,20 @@ fn make_paired(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -
     let method = Method::of(parts.iter().flatten()).name;
     let with: Vec<_> =
         names.places().filter_map(|i| Some((i, (*parts.get(i)?)?, names.module(i)?.to_owned()))).collect();
+    if let ("parallel" | "series", Some((_, first, _))) = (method, with.first()) {
+        return bottlenecks::make(method, first, modules(names, parts, &with), base_name);
+    }
+    if method == "bias" {
+        return json!({
+            "peft_type": "BEFT",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+            "inference_mode": true,
+            "target_modules": modules(names, parts, &with),
+            "init_weights": true,
+            "modules_to_save": null,
+        });
+    }
     let rank = most_common(with.iter().map(|(_, p, _)| p.rank)).unwrap_or(1);
     let alpha = most_common(with.iter().map(|(_, p, _)| alpha_of(p).to_bits())).map_or(1.0, f64::from_bits);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
@@ -426,7 +507,7 @@ fn make_ia3(names: &Names, parts: &[Option<Part>], base_name: Option<&str>) -> V
 }
 
 /// Short names where every layer has the product, whole paths where only some do.
-fn modules(names: &Names, parts: &[Option<Part>], with: &[(usize, Part, String)]) -> Vec<String> {
+pub(super) fn modules(names: &Names, parts: &[Option<Part>], with: &[(usize, Part, String)]) -> Vec<String> {
     let everywhere = |last| {
         names
             .places()
@@ -453,11 +534,11 @@ fn alpha_of(part: &Part) -> f64 {
     if Part::scale_of(short, part.rank, false) == part.scale { short } else { exact }
 }
 
-fn number(v: f64) -> Value {
+pub(super) fn number(v: f64) -> Value {
     if v.fract() == 0.0 && v.abs() < 1e9 { (v as i64).into() } else { v.into() }
 }
 
-fn most_common<T: Ord + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
+pub(super) fn most_common<T: Ord + Copy>(all: impl Iterator<Item = T>) -> Option<T> {
     let mut counts = BTreeMap::new();
     all.for_each(|v| *counts.entry(v).or_insert(0) += 1);
     counts.into_iter().max_by_key(|(_, n)| *n).map(|(v, _)| v)
@@ -522,7 +603,7 @@ mod tests {
     #[test]
     fn what_is_not_done_is_refused_by_name() {
         let (_, wrong) = config(
-            r#"{"peft_type": "LOHA", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
+            r#"{"peft_type": "OFT", "r": 0, "lora_alpha": "x", "use_dora": true, "fan_in_fan_out": true,
                 "init_lora_weights": "pissa_niter_4", "layer_replication": [[0, 2]], "trainable_token_indices": [1],
                 "rank_pattern": {"(": 2, "q": -1}, "alpha_pattern": 3}"#,
         );

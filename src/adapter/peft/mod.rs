@@ -7,9 +7,13 @@
 //! base_model.model.PATH.ia3_l                   [outputs][1], or [1][inputs] for feedforward_modules
 //! base_model.vera_A [r][most inputs]     base_model.model.PATH.vera_lambda_d [r]
 //! base_model.vera_B [most outputs][r]    base_model.model.PATH.vera_lambda_b [outputs]
+//! base_model.model.PATH.lora_A, lora_E, lora_B  [r][inputs], [r][1], [outputs][r]     AdaLoRA; s = α/(init_r + 1e-5)
+//! base_model.model.PATH.hada_w1_a, w2_a         [outputs][r]     ….hada_w1_b, w2_b [r][inputs]
+//! base_model.model.PATH.lokr_w1, w2             or lokr_w1_a, lokr_w1_b …, in the converted model's order of outputs
 //! base_model.model.PATH.weight                  [outputs][inputs]     whole matrices, as of modules_to_save
 //! base_model.model.PATH.ln_tuning_layers.weight [length]
 //! base_model.model.model.embed_tokens.trainable_tokens_delta [n][width] the rows of token_indices
+//! prompt_embeddings [k][n]     of prefix tuning, prompt tuning and P-tuning: the only tensor there
 //! base_model.model.PATH.adapter_down.weight [b][n]  .adapter_up.weight [m][b]  .adapter_scaling [1]   bottlenecks.rs
 //! base_model.model.PATH.beft_bias               [1][outputs]
 //! s = α/r, or α/√r with use_rslora; r and α by rank_pattern and alpha_pattern
@@ -20,6 +24,8 @@
 
 mod bottlenecks;
 mod config;
+mod products;
+mod prompts;
 mod tensors;
 
 use super::contents::{self, Contents, Form};
@@ -27,7 +33,7 @@ use super::effect::Key;
 use super::gather::{Gather, Half, Terms, all_keys, key_of};
 use super::manifest::Manifest;
 use super::methods::Method;
-use super::names::Names;
+use super::names::{Names, ROOT};
 use super::open::{Adapter, Found, judge};
 use super::tokens;
 use crate::error::{Error, Findings, Kind, Place, Result};
@@ -40,9 +46,18 @@ use tensors::{Matrix, Tensors};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+/// Tensors that have a rank of rows.
+const RANKED: [&str; 7] = [
+    ".lora_A.weight",
+    ".adapter_down.weight",
+    ".vera_A",
+    ".lora_A",
+    ".hada_w1_b",
+    ".lokr_w1_b",
+    ".lokr_w2_b",
+];
 /// What VeRA's products share.
 const SHARED: [&str; 2] = ["base_model.vera_A", "base_model.vera_B"];
-const ROOT: &str = "base_model.model.";
 
 /// Reads an adapter for this model.
 ///
@@ -70,6 +85,8 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         }
         match place_of(&names, &config, &name) {
             Ok(None) => {}
+            // where AdaLoRA has left nothing
+            Ok(Some(_)) if config.method == "adalora" && tensors.is_empty(&name) => {}
             Ok(Some((place, key))) => gather.put(place, key, shown(&name), half()),
             Err(e) => gather.wrong.push(e.at(shown(&name))),
         }
@@ -100,6 +117,7 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         let (expected, found) = (method.name, lora.method().name);
         return Err(Error::expected(Kind::Format, "matrices of the method", expected, found));
     }
+    config.virtual_tokens(lora.parts())?;
     let base_name = manifest.base_name.clone().or(config.base_name);
     Ok(Found { name: name(directory), lora, manifest: Manifest { base_name, ..manifest }, warnings })
 }
@@ -122,9 +140,7 @@ fn open(directory: &Path) -> Result<(Value, Tensors)> {
 pub(super) fn contents(directory: &Path) -> Result<Contents> {
     let (json, tensors) = open(directory)?;
     let halves: Vec<_> = tensors.all().collect();
-    let ranks = halves.iter().filter(|h: &&contents::Half| {
-        [".lora_A.weight", ".vera_A", ".adapter_down.weight"].iter().any(|end| h.name.ends_with(end))
-    });
+    let ranks = halves.iter().filter(|h: &&contents::Half| RANKED.iter().any(|end| h.name.ends_with(end)));
     let manifest = Manifest::read(|key| Ok(tensors.text(key)))?;
     let base_name = json.get("base_model_name_or_path").and_then(Value::as_str).filter(|n| !n.is_empty());
     Ok(Contents {
@@ -133,7 +149,7 @@ pub(super) fn contents(directory: &Path) -> Result<Contents> {
         name: name(directory),
         ranks: ranks.filter_map(|h| h.shape.first().copied()).collect(),
         manifest: Manifest { base_name: manifest.base_name.or(base_name.map(str::to_owned)), ..manifest },
-        alpha: json.get("lora_alpha").and_then(Value::as_f64),
+        alpha: json.get("lora_alpha").or(json.get("alpha")).and_then(Value::as_f64),
         halves,
         config: Some(json),
     })
@@ -168,6 +184,13 @@ fn place_of(names: &Names, config: &Config, tensor: &str) -> Result<Option<(usiz
             () => unsupported(&text),
         };
     };
+    if module.is_empty() {
+        // what stands in front of a sequence is outside the module tree
+        return match names.from_module(module) {
+            Some(place) if path.len() == tensor.len() => Ok(Some((place, key))),
+            _ => Err(Error::new(Kind::Format, format!("expected the name {} alone", key.peft))),
+        };
+    }
     if !tensor.starts_with(ROOT) {
         return Err(Error::new(Kind::Format, format!("expected a name that begins with {ROOT}")));
     }
@@ -196,11 +219,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     let mut matrices = Vec::new();
     for (i, part) in adapter.parts().iter().enumerate() {
         let Some(part) = *part else { continue };
-        let Some(module) = names.module(i) else {
+        if names.module(i).is_none() {
             let error = Error::new(Kind::Unsupported, "PEFT has no name for this product");
             wrong.push(error.at(Place::Tensor(names.gguf(i).into())));
             continue;
-        };
+        }
         let (names, mut first) = (&names, 0);
         for tensor in part.rules().tensors(&part) {
             let here = first..first + tensor.len();
@@ -208,7 +231,7 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
             if std::ptr::eq(tensor.key, &tokens::KEYS[0]) {
                 continue; // in the configuration
             }
-            let (name, shape) = (format!("{ROOT}{module}{}", tensor.key.peft), tensor.shape());
+            let (name, shape) = (names.peft(i, tensor.key).unwrap_or_default(), tensor.shape());
             let numbers = move || tensor.filed(&adapter.numbers(i)[here.clone()], |row| names.row(i, row));
             matrices.push(Matrix { name, shape, numbers: Box::new(numbers) });
         }
@@ -231,7 +254,11 @@ pub(super) fn write(adapter: &Adapter, model: &Model, directory: &Path, overwrit
     }
     bottlenecks::check(adapter.parts(), &mut wrong);
     wrong.refuse("the adapter cannot be written for PEFT")?;
-    let config = config::make(&names, adapter);
+    let config = match (prompts::make(model.program(), adapter), products::make(&names, adapter)) {
+        (Some(config), _) => config,
+        (None, Some(config)) => config?,
+        (None, None) => config::make(&names, adapter),
+    };
     let mut texts = vec![("format", "pt".to_owned())];
     texts.extend(adapter.manifest().lines(adapter.method()));
 

@@ -97,6 +97,11 @@ impl Tensors {
         }
     }
 
+    /// Whether a tensor has no number.
+    pub(super) fn is_empty(&self, name: &str) -> bool {
+        self.metadata.info(name).is_some_and(|info| info.shape.contains(&0))
+    }
+
     /// The numbers of a tensor that [`Tensors::shape`] has found good.
     pub(super) fn numbers(&self, name: &str) -> Result<Vec<f32>> {
         let unreadable = |e: std::io::Error| {

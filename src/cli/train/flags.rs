@@ -1,9 +1,9 @@
 //! The flags of `onlay train`.
 
 use crate::cli::options::{Kv, Machine, size};
-use onlay::adapter::{Init, Method, Places};
+use onlay::adapter::{ACTIVATIONS, Activation, Budget, Init, Method, Places, Scaling};
 use onlay::train::objective::{self, Objective};
-use onlay::train::{Format, Shape};
+use onlay::train::{Balance, Format, Optimizer, Shape};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -45,6 +45,10 @@ pub struct Args {
     /// Write the layer of the best evaluation instead of the last (with --eval-every)
     #[arg(long, help_heading = "Data")]
     pub keep_best: bool,
+    /// none, sqrt or inverse: rows whose answer is rare, where there are few answers, count more, by the root of how rare it
+    /// is or by all of it; the mean weight is 1
+    #[arg(long, value_name = "HOW", default_value = "none", value_parser = balance, help_heading = "Data")]
+    pub balance: Balance,
     /// The longest row, in tokens [default: the model's context, up to 1024]
     #[arg(long, value_name = "N", value_parser = at_least_1, help_heading = "Data")]
     pub ctx: Option<usize>,
@@ -67,10 +71,10 @@ pub struct Args {
     #[arg(long, overrides_with = "shuffle", help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each
+    /// lora; dora: LoRA with a length of its own for every row; ia3: factors of outputs and inputs; vera: one random pair for all, two vectors each; full: whole matrices; hft: half of them; norms: their weights; tokens: embeddings of some; parallel, series: bottlenecks beside, or before and behind; bias: a vector added; prefix: keys and values in front; prompt, ptuning: rows in front; loha: the product of two low-rank matrices, number by number; lokr: a Kronecker product; adalora: triplets, of which the less important are given up
     #[arg(long, value_name = "METHOD", default_value = "lora", value_parser = method, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub method: &'static Method,
-    /// Rank, of methods that have one [default: 16]
+    /// Rank, of methods that have one; of series and parallel the width of the bottleneck [default: 16]
     #[arg(long, value_name = "R", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rank: Option<usize>,
     /// The layer counts alpha/rank [default: 2·rank]
@@ -82,21 +86,49 @@ pub struct Args {
     /// Alphas of some places, as --rank-pattern
     #[arg(long, value_name = "LIST", value_parser = places, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub alpha_pattern: Option<Places>,
-    /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns
-    #[arg(long, value_name = "START", default_value = "zero", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
-    pub init: Init,
+    /// What a low-rank layer begins with: zero; pissa, the base's largest singular vectors; olora, its first QR columns; bert, of
+    /// series and parallel, both matrices random [default: zero; of series and parallel bert]
+    #[arg(long, value_name = "START", value_parser = init, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub init: Option<Init>,
+    /// What series and parallel do to their hidden numbers: tanh, relu, gelu or silu [default: tanh]
+    #[arg(long, value_name = "NAME", value_parser = activation, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub activation: Option<Activation>,
+    /// What series and parallel multiply their sum with: a number, or learned [default: 1]
+    #[arg(long, value_name = "S", value_parser = Scaling::parse, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub scale: Option<Scaling>,
+    /// Mean rank at the end (--method adalora) [default: two thirds of --rank]
+    #[arg(long, value_name = "R", conflicts_with = "init_adapter", help_heading = "Layer")]
+    target_rank: Option<usize>,
+    /// Weight of orthogonality in the loss (--method adalora) [default: 0.5]
+    #[arg(long, value_name = "W", conflicts_with = "init_adapter", help_heading = "Layer")]
+    orthogonality: Option<f64>,
+    /// Steps before the first rank is given up (--method adalora) [default: a tenth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tinit: Option<u64>,
+    /// Steps after the last one was (--method adalora) [default: three tenths of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    tfinal: Option<u64>,
+    /// Steps from one choice of ranks to the next (--method adalora) [default: a hundredth of all]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
+    delta_t: Option<u64>,
     /// The layer counts alpha/√rank
     #[arg(long, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub rslora: bool,
     /// Share of its inputs that is dropped while learning
     #[arg(long, value_name = "D", default_value_t = 0.0, help_heading = "Layer")]
     pub dropout: f64,
-    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down]
+    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down; of prefix, prompt and ptuning front]
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub targets: Option<String>,
     /// The tokens whose embeddings learn (--method tokens), between commas: numbers, or tokens as the vocabulary spells them
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub tokens: Option<String>,
+    /// Virtual tokens in front of every sequence: prefix, prompt, ptuning [default: 20]
+    #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub virtual_tokens: Option<usize>,
+    /// Learn prefix or ptuning through a network with N hidden numbers [default: none; of ptuning the model's width]
+    #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    pub encoder: Option<usize>,
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
     pub init_adapter: Option<PathBuf>,
@@ -123,8 +155,8 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, a
-    /// twentieth for judged rows]
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3 and vera, 6 times for loha, lokr and adalora,
+    /// 100 times for prefix and prompt, 3 times with an encoder, a twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
     /// LoRA+: B learns so many times as fast as A
@@ -133,6 +165,9 @@ pub struct Args {
     /// constant, linear or cosine
     #[arg(long = "lr-schedule", value_name = "SHAPE", default_value = "cosine", value_parser = shape, help_heading = "Recipe")]
     pub schedule: Shape,
+    /// adamw, or adamw8bit: moments in 8 bits, block by block (arXiv 2110.02861) [default: adamw]
+    #[arg(long, value_name = "NAME", value_parser = optimizer, help_heading = "Recipe")]
+    pub optimizer: Option<Optimizer>,
     /// Steps until the peak
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Recipe")]
     pub warmup_steps: u64,
@@ -217,6 +252,21 @@ impl Args {
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
+    /// How ranks are given up, if anything was said of it or the method does so.
+    pub fn budget(&self) -> Option<Budget> {
+        let of = Budget::default();
+        let budget = Budget {
+            target: self.target_rank,
+            tinit: self.tinit,
+            tfinal: self.tfinal,
+            every: self.delta_t,
+            orthogonality: self.orthogonality.unwrap_or(of.orthogonality),
+            ..of
+        };
+        let said = budget != of || self.orthogonality.is_some();
+        (said || self.method.allocates()).then_some(budget)
+    }
+
     /// Whether a layer that is there may be replaced: if it was said, or when a run goes on that was told so, or that
     /// ended between writing its layer and removing its checkpoint.
     pub fn replaces(&self) -> bool {
@@ -242,6 +292,21 @@ fn places(list: &str) -> Result<Places, String> {
 
 fn init(name: &str) -> Result<Init, String> {
     Init::named(name).map_err(|e| e.to_string())
+}
+
+fn activation(name: &str) -> Result<Activation, String> {
+    Activation::named(name).ok_or_else(|| {
+        let all: Vec<_> = ACTIVATIONS.iter().map(|(_, name)| *name).collect();
+        format!("expected {}", all.join(", "))
+    })
+}
+
+fn balance(name: &str) -> Result<Balance, String> {
+    Balance::named(name).map_err(|e| e.to_string())
+}
+
+fn optimizer(name: &str) -> Result<Optimizer, String> {
+    Optimizer::named(name).map_err(|e| e.to_string())
 }
 
 fn shape(name: &str) -> Result<Shape, String> {

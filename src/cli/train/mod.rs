@@ -1,5 +1,6 @@
 //! `onlay train`: rows in, a layer out.
 
+mod answers;
 mod chart;
 mod control;
 mod flags;
@@ -47,7 +48,7 @@ pub fn main(args: Args) -> Result<()> {
     if args.plan {
         return plan::show(&args, &prepared);
     }
-    let Prepared { model, layer, data, options, prompts, control, dropped } = prepared;
+    let Prepared { model, layer, data, options, prompts, control, answers, dropped } = prepared;
     let eval = if args.max_forgetting.is_some() { data.eval.clone() } else { Default::default() };
     args.report.iter().chain(&args.log).for_each(|path| output::sweep(path));
     let output = Output::claim(&args.output, args.replaces())?;
@@ -55,6 +56,7 @@ pub fn main(args: Args) -> Result<()> {
         Run::new(Arc::clone(&model), layer, data, options, Some(Box::new(Files::beside(output.path()))))?;
     let log = args.log.as_ref().map(|p| Log::open(p, run.progress(), args.resume));
     let mut watch = Watch::new(log.transpose()?);
+    watch.answers = answers.as_deref().map(answers::line);
     let done = run.go(&mut |event| {
         watch.see(event);
         stop::flow()

@@ -1,15 +1,14 @@
 //! Everything that can be known before memory is taken.
 
 use super::output::{self, Output};
-use super::{Args, mask};
+use super::{Args, answers, mask};
 use crate::cli::{open, options, samples, stop, terminal};
 use anyhow::Result;
 use onlay::adapter::{Adapter, Lora, New, Targets};
 use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
-use onlay::train::objective::Goal;
 use onlay::train::{
-    CONTEXT, Data, Encoder, Keep, Length, Long, Recipe, Rows, RunOptions, RunPlan, Set, Signal, Start, split,
+    CONTEXT, Data, Encoder, Fit, Length, Long, Recipe, Rows, RunOptions, Set, Signal, Start, split,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +26,8 @@ pub struct Prepared {
     pub prompts: Vec<String>,
     /// Rows on which nothing is to change.
     pub control: Set,
+    /// What the rows answer, and how many of them, where that is a few things.
+    pub answers: Option<Vec<answers::Counted>>,
     /// Training rows that were left out because they are evaluation rows too.
     pub dropped: usize,
 }
@@ -59,8 +60,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         wrong.push(Error::expected(Kind::Argument, "max-forgetting", expected, limit));
     }
     let (layer, parent) = wrong.keep(layer(args, &model)).unzip();
-    if args.max_forgetting.is_some() && layer.as_ref().is_some_and(|l: &Lora| l.method().name == "dora") {
-        let text = "max-forgetting: a dora layer cannot be scaled down; lora, ia3 and vera can";
+    let level = options::level()?;
+    let whole = |l: &&Lora| args.max_forgetting.is_some() && l.times(&model, level, 1.0).is_none();
+    if let Some(layer) = layer.as_ref().filter(whole) {
+        let text = format!("max-forgetting: a {} layer cannot be scaled down", layer.method().name);
         wrong.push(Error::new(Kind::Unsupported, text));
     }
     let mut progress = terminal::Progress::new();
@@ -98,13 +101,17 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         Some(data) if args.drop_overlap => data.train.drop_overlap(&data.eval),
         _ => 0,
     };
+    let answers = data.as_ref().and_then(|data| answers::of(&data.train, args.balance, &model));
+    if let Some(answers) = &answers {
+        terminal::note(answers::line(answers));
+    }
     if dropped > 0 {
         terminal::note(format_args!("{dropped} training rows left out: they are evaluation rows too"));
     }
     let rate = args.learning_rate.unwrap_or_else(|| {
-        let method = layer.as_ref().map_or(args.method, |l| l.method());
+        let pace = layer.as_ref().map_or(args.method.pace, Lora::pace);
         let signal = data.as_ref().map_or(Signal::Shown, |d| d.train.signal());
-        Recipe::rate_for(model.program().width, method, signal)
+        Recipe::rate_for(model.program().width, pace, signal)
     });
     let mut options = RunOptions {
         length: args.steps.map_or(Length::Epochs(args.epochs), Length::Steps),
@@ -121,6 +128,8 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             max_norm: args.max_grad_norm,
             ..Recipe::default()
         },
+        balance: args.balance,
+        optimizer: args.optimizer.unwrap_or_default(),
         dropout: args.dropout,
         seed: args.seed,
         shuffle: !args.no_shuffle,
@@ -143,11 +152,28 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
     let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
     let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
     if let (Some(layer), Some(data)) = (&layer, &data) {
-        wrong.keep(fit(args, &model, layer, data, &mut options));
+        let free = args.optimizer.is_none();
+        let fit = Fit::new(&model, layer, data, &options, args.memory, COMFORT, free);
+        if let Some(fit) = wrong.keep(fit) {
+            if let Some(most) = args.memory {
+                let (total, most) = (terminal::bytes(fit.plan.memory.total()), terminal::bytes(most));
+                terminal::note(format_args!("to fit {most}: {}; {total} planned", fit.chosen()));
+            }
+            options = fit.options;
+        }
     }
     wrong.refuse("the run cannot start")?;
     let (layer, data) = (layer.expect("nothing is wrong"), data.expect("nothing is wrong"));
-    Ok(Prepared { model, layer, data, options, prompts, control: control.unwrap_or_default(), dropped })
+    Ok(Prepared {
+        model,
+        layer,
+        data,
+        options,
+        prompts,
+        control: control.unwrap_or_default(),
+        answers,
+        dropped,
+    })
 }
 
 /// The layer before the first step, and the id of the one that it continues.
@@ -172,8 +198,13 @@ fn layer(args: &Args, model: &Model) -> onlay::Result<(Lora, Option<[u8; 32]>)> 
         stabilised: args.rslora,
         ranks: args.rank_pattern.clone().unwrap_or_default(),
         alphas: args.alpha_pattern.clone().unwrap_or_default(),
-        init: args.init,
+        init: args.init.unwrap_or(of.init),
+        activation: args.activation,
+        scaling: args.scale,
         tokens: args.tokens.as_deref().map_or(Ok(vec![]), |list| tokens(list, model))?,
+        budget: args.budget(),
+        virtual_tokens: args.virtual_tokens,
+        encoder: args.encoder,
         seed: args.seed,
         ..of
     };
@@ -198,39 +229,4 @@ fn tokens(list: &str, model: &Model) -> onlay::Result<Vec<u32>> {
     };
     let all = list.split(',').filter_map(|name| wrong.keep(one(name.trim()))).collect();
     wrong.refuse("the tokens cannot be trained").map(|()| all)
-}
-
-/// Takes what is fastest within the memory that was promised.
-fn fit(args: &Args, model: &Model, layer: &Lora, data: &Data, options: &mut RunOptions) -> onlay::Result<()> {
-    let most = args.memory.unwrap_or(COMFORT);
-    let mut least = u64::MAX;
-    // A goal that cannot be had is refused by the plan, with everything else.
-    let goal = Goal::choose(options.objective, data.train.signal(), &options.numbers);
-    let context = model.program().context;
-    let longest = goal.map_or(1, |goal| data.longest(goal.objective, context).1);
-    for (keep, rows) in [
-        (Keep::Registers, None),
-        (Keep::Streams, None),
-        (Keep::Streams, Some(256)),
-        (Keep::Streams, Some(128)),
-        (Keep::Streams, Some(longest)),
-    ] {
-        // Fewer rows at a time than the longest sequence has is no plan, more than the default no saving.
-        if rows.is_some_and(|r| r < longest || r > 512) && rows != Some(longest) {
-            continue;
-        }
-        let tried = RunOptions { keep, rows_of_a_pass: rows, ..options.clone() };
-        let plan = RunPlan::new(model, layer, data, &tried)?;
-        least = least.min(plan.memory.total());
-        let fits = plan.memory.total() <= most;
-        // Without a promise the slower way is enough; rows of a pass stay, they change bits.
-        if fits || (args.memory.is_none() && keep == Keep::Streams) {
-            *options = tried;
-            return Ok(());
-        }
-    }
-    let expected =
-        format!("at least {} ({least} bytes) for this model, layer and rows", terminal::bytes(least));
-    let found = format!("{} ({most} bytes)", terminal::bytes(most));
-    Err(Error::expected(Kind::Memory, "--memory", expected, found))
 }

@@ -77,6 +77,10 @@ fn page(args: &Args, model: &Model, done: &Done, samples: &[Sample], watch: &Wat
         let (name, facts) = l.split_once(": ")?;
         Some((format!("{name} rows"), facts.to_owned()))
     }));
+    rows.extend(watch.answers.iter().filter_map(|l| {
+        let (name, counts) = l.split_once(": ")?;
+        Some((name.to_owned(), counts.to_owned()))
+    }));
     rows.push(("evaluation rows also trained on".into(), watch.overlap.to_string()));
     if args.drop_overlap {
         rows.push(("training rows left out for that".into(), done.dropped.to_string()));

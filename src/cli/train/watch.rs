@@ -16,6 +16,8 @@ pub struct Watch {
     pub points: Vec<Point>,
     /// Lines about the rows.
     pub rows: Vec<String>,
+    /// A line about their answers.
+    pub answers: Option<String>,
     /// Evaluation rows that are also trained on.
     pub overlap: usize,
 }
@@ -40,7 +42,15 @@ impl Watch {
             })
         };
         let points = log.iter().flat_map(|l| &l.old).filter_map(point).collect();
-        Watch { log, progress: Progress::new(), smooth: None, points, rows: Vec::new(), overlap: 0 }
+        Watch {
+            log,
+            progress: Progress::new(),
+            smooth: None,
+            points,
+            rows: Vec::new(),
+            answers: None,
+            overlap: 0,
+        }
     }
 
     pub fn see(&mut self, event: &Event<'_>) {

@@ -1,0 +1,239 @@
+// Causal attention over cached keys and values with a running softmax (Milakov, Gimelshein, 2018; Dao et al., 2022);
+// grouped query heads share a key head (Ainslie et al., 2023). Scores are never kept.
+//   Forward   out = sum over j <= p of softmax_j(scale q k_j) v_j         log_sum = log sum_j e^(scale q k_j)
+//   Backward  P_j = e^(scale q k_j - log_sum)     delta = out d_out     dS_j = P_j (d_out v_j - delta)
+//             dq += scale sum_j dS_j k_j          dk_j += scale sum dS_j q          dv_j += sum P_j d_out
+//             over whole sequences, whose rows begin at position 0; the rounding of the cache is taken as the identity
+//   Shapes    q, out [rows][heads head]; k, v [rows][key_heads head]; log_sum, delta [rows][heads]; head <= 256
+//             cache [tiles][key_heads][2][64][head] of f32 or f16 (wide 1 or 0): keys, then values
+//             a row sees the tiles `tiles[first_tile[row] ..]` up to its position, and with a window only the last
+//             `window` positions (0: all)
+#include "device.h"
+
+#define TILE 64
+#define LINES 8
+#define MOST_PARTS 8
+
+DEVICE u64 cached(int tile, int key_heads, int key_head, int values, int slot, int head) {
+    return ((((u64)tile * key_heads + key_head) * 2 + values) * TILE + slot) * head;
+}
+
+// Rounds keys and values of rows into the cache. One block a row.
+KERNEL(256) keep(const float* __restrict__ k, const float* __restrict__ v, const int* __restrict__ positions,
+                 const int* __restrict__ tiles, const int* __restrict__ first_tile, int key_heads, int head, int wide,
+                 void* __restrict__ cache) {
+    const int row = blockIdx.x, position = positions[row], n = key_heads * head;
+    const int tile = tiles[first_tile[row] + position / TILE], slot = position % TILE;
+    for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
+        const int values = i >= n, c = values ? i - n : i;
+        const float x = (values ? v : k)[(u64)row * n + c];
+        const u64 at = cached(tile, key_heads, c / head, values, slot, head) + c % head;
+        if (wide) ((float*)cache)[at] = x;
+        else ((u16*)cache)[at] = float_to_half(smaller(larger(x, -65504.f), 65504.f));
+    }
+}
+
+// Keys and values of `chunk` positions from `from` on, those behind `last` as zeros. `chunk` divides 64.
+DEVICE void load_chunk(const void* __restrict__ cache, int wide, int tile, int key_heads, int key_head, int from, int last,
+                       int chunk, int head, float* keys, float* values) {
+    for (int i = threadIdx.x; i < 2 * chunk * head; i += blockDim.x) {
+        const int second = i >= chunk * head, e = second ? i - chunk * head : i, j = e / head, d = e % head;
+        const u64 at = cached(tile, key_heads, key_head, second, (from + j) % TILE, head) + d;
+        float x = 0.f;
+        if (from + j <= last) x = wide ? ((const float*)cache)[at] : half_to_float(((const u16*)cache)[at]);
+        (second ? values : keys)[j * (head + 1) + d] = x;
+    }
+}
+
+DEVICE bool sees(int position, int key, int window) {
+    return key <= position && (window == 0 || position - key < window);
+}
+
+// One warp a line: a query head of a row. Lines of a piece (pieces: first row, rows of one sequence) and a key head lie
+// side by side, eight in a block.  grid: pieces, key heads, eights of lines
+KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cache, int wide, const int* __restrict__ tiles,
+                   const int* __restrict__ first_tile, const int* __restrict__ positions,
+                   const int* __restrict__ pieces, int heads, int key_heads, int head, int chunk, float scale,
+                   int window, float* __restrict__ out, float* __restrict__ log_sum) {
+    DYNAMIC_SHARED(float, room); // keys, values [chunk][head + 1]; q [8][head]
+    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y, group = heads / key_heads;
+    const int first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1];
+    const int line = blockIdx.z * LINES + warp;
+    const bool alive = line < count * group;
+    const int row = first + (alive ? line / group : 0), h = key_head * group + line % group;
+    const int position = positions[row], last = positions[first + count - 1];
+    float* query = queries + warp * head;
+    if (alive)
+        for (int d = lane; d < head; d += 32) query[d] = q[((u64)row * heads + h) * head + d];
+    float o[MOST_PARTS] = {}, most = -3.0e38f, sum = 0.f;
+    int from = 0;
+    if (window > 0 && positions[first] >= window) from = (positions[first] - window + 1) / chunk * chunk;
+    for (; from <= last; from += chunk) {
+        __syncthreads();
+        load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
+                   keys, values);
+        __syncthreads();
+        if (!alive || from > position) continue;
+        const bool seen = lane < chunk && sees(position, from + lane, window);
+        float score = -3.0e38f;
+        if (seen) {
+            score = 0.f;
+#pragma unroll 4
+            for (int d = 0; d < head; ++d) score = fused(query[d], keys[lane * (head + 1) + d], score);
+            score *= scale;
+        }
+        const float next = larger(most, warp_most(score));
+        const float p = seen ? exponential(score - next) : 0.f, fade = exponential(most - next);
+        sum = sum * fade + warp_sum(p);
+        most = next;
+#pragma unroll
+        for (int i = 0; i < MOST_PARTS; ++i) o[i] *= fade;
+#pragma unroll 2
+        for (int j = 0; j < chunk; ++j) {
+            const float pj = shuffle(p, j);
+#pragma unroll
+            for (int i = 0; i < MOST_PARTS; ++i)
+                if (lane + 32 * i < head) o[i] = fused(pj, values[j * (head + 1) + lane + 32 * i], o[i]);
+        }
+    }
+    if (!alive) return;
+#pragma unroll
+    for (int i = 0; i < MOST_PARTS; ++i)
+        if (lane + 32 * i < head) out[((u64)row * heads + h) * head + lane + 32 * i] = o[i] / sum;
+    if (lane == 0) log_sum[(u64)row * heads + h] = most + logarithm(sum);
+}
+
+// delta = out d_out, one warp a head of a row, 8 warps a block.
+KERNEL(256) attend_delta(const float* __restrict__ out, const float* __restrict__ d_out, int lines, int head,
+                         float* __restrict__ delta) {
+    const int line = blockIdx.x * LINES + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (line >= lines) return;
+    float sum = 0.f;
+    for (int d = lane; d < head; d += 32) sum += out[(u64)line * head + d] * d_out[(u64)line * head + d];
+    sum = warp_sum(sum);
+    if (lane == 0) delta[line] = sum;
+}
+
+// What a lane finds out about its key: P and dS.
+DEVICE void weigh(const float* query, const float* d_query, const float* key, const float* value, int head, float scale,
+                  float log_sum, float delta, float& p, float& ds) {
+    float score = 0.f, dp = 0.f;
+#pragma unroll 4
+    for (int d = 0; d < head; ++d) {
+        score = fused(query[d], key[d], score);
+        dp = fused(d_query[d], value[d], dp);
+    }
+    p = exponential(score * scale - log_sum);
+    ds = p * (dp - delta);
+}
+
+// dq, laid out as `attend`.
+KERNEL(256) attend_grad_queries(const float* __restrict__ q, const void* __restrict__ cache, int wide,
+                                const int* __restrict__ tiles, const int* __restrict__ first_tile,
+                                const int* __restrict__ positions, const int* __restrict__ pieces, int heads,
+                                int key_heads, int head, int chunk, float scale, int window,
+                                const float* __restrict__ d_out, const float* __restrict__ log_sum,
+                                const float* __restrict__ delta, float* __restrict__ dq) {
+    DYNAMIC_SHARED(float, room); // keys, values [chunk][head + 1]; q, d_out [8][head]
+    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
+    float* d_queries = queries + LINES * head;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y, group = heads / key_heads;
+    const int first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1];
+    const int line = blockIdx.z * LINES + warp;
+    const bool alive = line < count * group;
+    const int row = first + (alive ? line / group : 0), h = key_head * group + line % group;
+    const int position = positions[row], last = positions[first + count - 1];
+    const u64 at = (u64)row * heads + h;
+    float *query = queries + warp * head, *d_query = d_queries + warp * head;
+    float sum = 0.f, d = 0.f;
+    if (alive) {
+        for (int i = lane; i < head; i += 32) {
+            query[i] = q[at * head + i];
+            d_query[i] = d_out[at * head + i];
+        }
+        sum = log_sum[at];
+        d = delta[at];
+    }
+    float g[MOST_PARTS] = {};
+    int from = 0;
+    if (window > 0 && positions[first] >= window) from = (positions[first] - window + 1) / chunk * chunk;
+    for (; from <= last; from += chunk) {
+        __syncthreads();
+        load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
+                   keys, values);
+        __syncthreads();
+        if (!alive || from > position) continue;
+        float p = 0.f, ds = 0.f;
+        if (lane < chunk && sees(position, from + lane, window))
+            weigh(query, d_query, keys + lane * (head + 1), values + lane * (head + 1), head, scale, sum, d, p, ds);
+#pragma unroll 2
+        for (int j = 0; j < chunk; ++j) {
+            const float dsj = shuffle(ds, j);
+#pragma unroll
+            for (int i = 0; i < MOST_PARTS; ++i)
+                if (lane + 32 * i < head) g[i] = fused(dsj, keys[j * (head + 1) + lane + 32 * i], g[i]);
+        }
+    }
+    if (!alive) return;
+#pragma unroll
+    for (int i = 0; i < MOST_PARTS; ++i)
+        if (lane + 32 * i < head) dq[at * head + lane + 32 * i] += scale * g[i];
+}
+
+// dk and dv of a chunk of keys: a block goes through all lines that see them, eight at a time, in order; nothing is added
+// by two blocks.  chunks: first row of a sequence, its rows, first key.  grid: chunks, key heads.  chunk head <= 4096
+KERNEL(256) attend_grad_keys(const float* __restrict__ q, const void* __restrict__ cache, int wide,
+                             const int* __restrict__ tiles, const int* __restrict__ first_tile,
+                             const int* __restrict__ chunks, int heads, int key_heads, int head, int chunk, float scale,
+                             int window, const float* __restrict__ d_out, const float* __restrict__ log_sum,
+                             const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv) {
+    DYNAMIC_SHARED(float, room); // keys, values [chunk][head + 1]; q, d_out [8][head]; P, dS [8][32]
+    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
+    float *d_queries = queries + LINES * head, *ps = d_queries + LINES * head, *dss = ps + LINES * 32;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y, group = heads / key_heads;
+    const int first = chunks[3 * blockIdx.x], rows = chunks[3 * blockIdx.x + 1], from = chunks[3 * blockIdx.x + 2];
+    int end = rows; // behind the last row that sees any of the keys
+    if (window > 0 && from + chunk - 1 + window < rows) end = from + chunk - 1 + window;
+    load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, rows - 1, chunk, head, keys,
+               values);
+    float gk[16] = {}, gv[16] = {};
+    for (int start = 0; start < (end - from) * group; start += LINES) {
+        __syncthreads();
+        const int line = start + warp, position = from + line / group;
+        const bool alive = position < end;
+        const u64 at = (u64)(first + (alive ? position : 0)) * heads + key_head * group + line % group;
+        for (int i = lane; i < head; i += 32) {
+            queries[warp * head + i] = alive ? q[at * head + i] : 0.f;
+            d_queries[warp * head + i] = alive ? d_out[at * head + i] : 0.f;
+        }
+        sync_lanes();
+        float p = 0.f, ds = 0.f;
+        if (alive && lane < chunk && sees(position, from + lane, window))
+            weigh(queries + warp * head, d_queries + warp * head, keys + lane * (head + 1), values + lane * (head + 1),
+                  head, scale, log_sum[at], delta[at], p, ds);
+        ps[warp * 32 + lane] = p;
+        dss[warp * 32 + lane] = ds;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const int e = threadIdx.x + 256 * i, j = e / head, d = e % head;
+            if (e >= chunk * head) break;
+            for (int l = 0; l < LINES; ++l) {
+                gv[i] = fused(ps[l * 32 + j], d_queries[l * head + d], gv[i]);
+                gk[i] = fused(dss[l * 32 + j], queries[l * head + d], gk[i]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        const int e = threadIdx.x + 256 * i, j = e / head, d = e % head;
+        if (e >= chunk * head || from + j >= rows) break;
+        const u64 at = ((u64)(first + from + j) * key_heads + key_head) * head + d;
+        dk[at] += scale * gk[i];
+        dv[at] += gv[i];
+    }
+}
+#undef TILE
+#undef LINES
+#undef MOST_PARTS

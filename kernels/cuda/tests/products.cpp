@@ -1,0 +1,212 @@
+// Products in both orientations, and low-rank pairs. The weights a kernel multiplies with are what `take_rows` decodes;
+// that this is what each format means is tested against the host's decoders (tests/cuda.rs).
+#include "check.h"
+#include "../rows.cu"
+#include "../matvec.cu"
+#include "../matmul.cu"
+#include "../matmul_tensor.cu"
+#include "../layers.cu"
+
+typedef void (*Product)(const u8*, u64, int, int, const float*, int, const float*, float*);
+struct Kind {
+    const char* name;
+    int format, len, bytes;
+    Product one, four;
+};
+#define KIND(n, F, len, bytes) {#n, F, len, bytes, matvec_##n, matvec4_##n}
+static const Kind kinds[] = {
+    KIND(f32, F32, 1, 4),         KIND(f16, F16, 1, 2),         KIND(bf16, BF16, 1, 2),
+    KIND(q4_0, Q4_0, 32, 18),     KIND(q4_1, Q4_1, 32, 20),     KIND(q5_0, Q5_0, 32, 22),
+    KIND(q5_1, Q5_1, 32, 24),     KIND(q8_0, Q8_0, 32, 34),     KIND(q2_k, Q2_K, 256, 84),
+    KIND(q3_k, Q3_K, 256, 110),   KIND(q4_k, Q4_K, 256, 144),   KIND(q5_k, Q5_K, 256, 176),
+    KIND(q6_k, Q6_K, 256, 210),   KIND(iq4_nl, IQ4_NL, 32, 18), KIND(iq4_xs, IQ4_XS, 256, 136),
+};
+
+struct Matrix {
+    int rows, cols;
+    u64 row_bytes;
+    std::vector<u8> bytes;
+    Floats decoded;
+};
+
+// Random blocks; wherever a scale may lie there is a small one.
+static Matrix matrix(const Kind& k, int rows, int cols, Random& r) {
+    Matrix m{rows, cols, (u64)(cols / k.len * k.bytes), {}, Floats((size_t)rows * cols, NAN)};
+    m.bytes.resize(rows * m.row_bytes);
+    for (auto& b : m.bytes) b = (u8)r.next();
+    auto put = [&](u64 at, float v) {
+        u16 h = float_to_half(v);
+        memcpy(&m.bytes[at], &h, 2);
+    };
+    for (u64 at = 0; at < m.bytes.size(); at += k.bytes) {
+        float d = 0.01f * r.one(), low = 0.01f * r.one();
+        switch (k.format) {
+        case F32: { float v = r.one(); memcpy(&m.bytes[at], &v, 4); } break;
+        case F16: put(at, r.one()); break;
+        case BF16: { u16 v = (u16)(bits_of(r.one()) >> 16); memcpy(&m.bytes[at], &v, 2); } break;
+        case Q2_K: put(at + 80, d), put(at + 82, low); break;
+        case Q3_K: put(at + 108, d); break;
+        case Q6_K: put(at + 208, d); break;
+        case Q4_1: case Q5_1: case Q4_K: case Q5_K: put(at, d), put(at + 2, low); break;
+        default: put(at, d);
+        }
+    }
+    std::vector<u32> all(rows);
+    for (int i = 0; i < rows; ++i) all[i] = (u32)i;
+    said(launch(take_rows, rows, 32, 0, m.bytes.data(), k.format, m.row_bytes, cols, all.data(), m.decoded.data()), k.name);
+    return m;
+}
+
+static Doubles forward(const Matrix& w, const Floats& x, int rows, const Floats* bias) {
+    Doubles y((size_t)rows * w.rows);
+    for (int i = 0; i < rows; ++i)
+        for (int o = 0; o < w.rows; ++o) {
+            double sum = bias ? (*bias)[o] : 0;
+            for (int k = 0; k < w.cols; ++k) sum += (double)x[(size_t)i * w.cols + k] * w.decoded[(size_t)o * w.cols + k];
+            y[(size_t)i * w.rows + o] = sum;
+        }
+    return y;
+}
+static Doubles backward(const Matrix& w, const Floats& dy, int rows, const Floats& dx) {
+    Doubles g = wide(dx);
+    for (int i = 0; i < rows; ++i)
+        for (int o = 0; o < w.rows; ++o)
+            for (int k = 0; k < w.cols; ++k)
+                g[(size_t)i * w.cols + k] += (double)dy[(size_t)i * w.rows + o] * w.decoded[(size_t)o * w.cols + k];
+    return g;
+}
+
+static void vectors(const Kind& k, int outputs, int cols, int rows, bool biased) {
+    std::string name = std::string("matvec ") + k.name + " " + std::to_string(outputs) + "x" + std::to_string(cols) + " rows " +
+                       std::to_string(rows);
+    Random r(outputs + cols);
+    Matrix w = matrix(k, outputs, cols, r);
+    Floats x = r.many(rows * cols), bias = r.many(outputs), y(rows * outputs, NAN), z = y;
+    const float* b = biased ? bias.data() : nullptr;
+    Doubles want = forward(w, x, rows, biased ? &bias : nullptr);
+    said(launch(k.one, dim3((outputs + 3) / 4, rows), 128, 0, w.bytes.data(), w.row_bytes, outputs, cols, x.data(), rows, b,
+                y.data()), name);
+    close(name, y, want, 2e-6);
+    said(launch(k.four, dim3((outputs + 3) / 4, (rows + 3) / 4), 128, 0, w.bytes.data(), w.row_bytes, outputs, cols, x.data(),
+                rows, b, z.data()), name);
+    same(name + ": the same bits in groups of four", !memcmp(y.data(), z.data(), 4 * y.size()));
+}
+
+static void matrices(const Kind& k, int outputs, int cols, int rows, bool biased) {
+    std::string name = std::string(k.name) + " " + std::to_string(outputs) + "x" + std::to_string(cols) + " rows " +
+                       std::to_string(rows);
+    Random r(outputs * 3 + cols);
+    Matrix w = matrix(k, outputs, cols, r);
+    Floats x = r.many(rows * cols), dy = r.many(rows * outputs, 1e-3f), bias = r.many(outputs), y(rows * outputs, NAN);
+    Floats start = r.many(rows * cols, 1e-3f), dx = start;
+    const float* b = biased ? bias.data() : nullptr;
+    Doubles want = forward(w, x, rows, biased ? &bias : nullptr), want_dx = backward(w, dy, rows, start);
+    dim3 grid((outputs + 63) / 64, (rows + 63) / 64), back((cols + 63) / 64, (rows + 63) / 64);
+    said(launch(matmul, grid, 256, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, x.data(), rows, b, y.data()),
+         "matmul " + name);
+    close("matmul " + name, y, want, 2e-6);
+    said(launch(matmul_grad, back, 256, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, dy.data(), rows, dx.data()),
+         "matmul_grad " + name);
+    close("matmul_grad " + name, dx, want_dx, 2e-6);
+#ifdef ONLAY_EMULATE_TURING
+    const double within = 1e-3; // f16 has 11 bits
+#else
+    const double within = 6e-3; // bf16 has 8
+#endif
+    if (cols % 32 == 0) {
+        std::fill(y.begin(), y.end(), NAN);
+        said(launch(tensor_matmul, grid, 128, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, x.data(), rows, b,
+                    y.data()), "tensor_matmul " + name);
+        close("tensor_matmul " + name, y, want, within);
+    }
+    if (outputs % 32 == 0) {
+        dx = start;
+        said(launch(tensor_matmul_grad, back, 128, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, dy.data(), rows,
+                    1024.f, dx.data()), "tensor_matmul_grad " + name);
+        close("tensor_matmul_grad " + name, dx, want_dx, within);
+    }
+}
+
+// Gradients of 1e-7, as a mean over many tokens has them, are below the normal numbers of f16.
+static void small_gradients() {
+    Random r(5);
+    const int outputs = 32, cols = 64, rows = 16;
+    Matrix w = matrix(kinds[7], outputs, cols, r);
+    Floats dy = r.many(rows * outputs, 1e-7f), dx(rows * cols, 0.f);
+    Doubles want = backward(w, dy, rows, dx);
+    said(launch(tensor_matmul_grad, dim3(1, 1), 128, 0, w.bytes.data(), (int)Q8_0, w.row_bytes, outputs, cols, dy.data(), rows,
+                1048576.f, dx.data()), "small gradients");
+    close("tensor_matmul_grad of small gradients, lifted", dx, want, 6e-3);
+}
+
+static void pairs(int rows, int inputs, int outputs) {
+    std::string name = "lora " + std::to_string(inputs) + " to " + std::to_string(outputs);
+    Random r(inputs);
+    const int ranks[3] = {4, 9, 1}, stride = 9;
+    const float scales[3] = {2.f, 0.5f, 1.f};
+    std::vector<Floats> a(3), b(3);
+    std::vector<Pair> table(3);
+    for (int i = 0; i < 3; ++i) {
+        a[i] = r.many(ranks[i] * inputs), b[i] = r.many(ranks[i] * outputs);
+        table[i] = {a[i].data(), b[i].data(), ranks[i], scales[i]};
+    }
+    std::vector<int> worn(rows);
+    for (int i = 0; i < rows; ++i) worn[i] = i % 4 - 1; // every fourth row wears none
+    Floats x = r.many(rows * inputs), y = r.many(rows * outputs), dy = r.many(rows * outputs), dx = r.many(rows * inputs);
+    Doubles want_y = wide(y), want_dx = wide(dx);
+    std::vector<Doubles> want_da(3), want_db(3);
+    for (int i = 0; i < 3; ++i) want_da[i].resize(a[i].size()), want_db[i].resize(b[i].size());
+    for (int row = 0; row < rows; ++row) {
+        int w = worn[row];
+        for (int u = 0; w >= 0 && u < ranks[w]; ++u) {
+            double h = 0, dh = 0;
+            for (int k = 0; k < inputs; ++k) h += (double)x[row * inputs + k] * a[w][u * inputs + k];
+            for (int o = 0; o < outputs; ++o) dh += (double)scales[w] * dy[row * outputs + o] * b[w][u * outputs + o];
+            for (int o = 0; o < outputs; ++o) {
+                want_y[row * outputs + o] += scales[w] * h * b[w][u * outputs + o];
+                want_db[w][u * outputs + o] += scales[w] * h * dy[row * outputs + o];
+            }
+            for (int k = 0; k < inputs; ++k) {
+                want_dx[row * inputs + k] += dh * a[w][u * inputs + k];
+                want_da[w][u * inputs + k] += dh * x[row * inputs + k];
+            }
+        }
+    }
+    Floats h(rows * stride, NAN), dh(rows * stride, NAN);
+    dim3 to((outputs + 255) / 256, rows), from((inputs + 255) / 256, rows);
+    said(launch(lora_hidden, rows, 256, 0, x.data(), inputs, table.data(), worn.data(), 0, stride, h.data()), name);
+    said(launch(lora_spread, to, 256, 0, h.data(), stride, table.data(), worn.data(), 1, outputs, y.data()), name);
+    close(name, y, want_y, 1e-6);
+    said(launch(lora_hidden, rows, 256, 0, dy.data(), outputs, table.data(), worn.data(), 1, stride, dh.data()), name);
+    said(launch(lora_spread, from, 256, 0, dh.data(), stride, table.data(), worn.data(), 0, inputs, dx.data()), name);
+    close(name + " dx", dx, want_dx, 1e-6);
+    for (int i = 0; i < 3; ++i) {
+        Floats da(a[i].size(), 0.f), db(b[i].size(), 0.f);
+        unsigned eights = (ranks[i] + 7) / 8;
+        said(launch(lora_outer, dim3(from.x, eights), 256, 0, dh.data(), stride, rows, worn.data(), i, ranks[i], 1.f, x.data(),
+                    inputs, da.data()), name);
+        said(launch(lora_outer, dim3(to.x, eights), 256, 0, h.data(), stride, rows, worn.data(), i, ranks[i], scales[i],
+                    dy.data(), outputs, db.data()), name);
+        close(name + " dA", da, want_da[i], 1e-6);
+        close(name + " dB", db, want_db[i], 1e-6);
+    }
+}
+
+int main() {
+    for (auto& k : kinds) {
+        vectors(k, 5, k.len == 1 ? 33 : 256, 3, true);
+        vectors(k, 9, 512, 6, false);
+        matrices(k, 32, 256, 5, true);
+        if (k.len <= 32) matrices(k, 70, 96, 66, false);
+    }
+    for (int cols : {1, 7, 31, 65}) matrices(kinds[0], 33, cols, 3, true), vectors(kinds[1], 3, cols, 1, false);
+    matrices(kinds[10], 96, 512, 70, true);
+    small_gradients();
+    pairs(7, 33, 40);
+    pairs(9, 300, 17);
+#ifdef ONLAY_EMULATE_TURING
+    return finish("products, Turing");
+#else
+    return finish("products");
+#endif
+}
