@@ -194,6 +194,25 @@ fn gguf_files_that_lie() {
         1,
         "type I32 is not supported yet",
     );
+    expect(
+        &|b| {
+            b.set("adapter.type", "parallel").set("onlay.activation", "sin");
+            b.tensor_f32("blk.0.attn_q.weight.adapter_down", &[64, 2], &A);
+            b.tensor_f32("blk.0.attn_q.weight.adapter_up", &[1, 128], &B);
+        },
+        Kind::Unsupported,
+        3,
+        "onlay.activation: activation: expected tanh",
+    );
+    expect(
+        &|b| {
+            b.set("adapter.type", "bias");
+            b.tensor_f32("blk.0.attn_q.weight.beft_bias", &[63], &A[..63]);
+        },
+        Kind::Mismatch,
+        1,
+        "outputs: expected 64, found 63",
+    );
     static BAD: [f32; 128] = {
         let mut bad = [0.0; 128];
         bad[77] = f32::NAN;

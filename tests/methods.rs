@@ -5,8 +5,8 @@
 mod runs;
 mod support;
 use onlay::adapter::{
-    Adapter, Budget, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places, Targets, Worn,
-    combine, merge,
+    Activation, Adapter, Budget, Init, Layer, METHODS, Manifest, MergeOptions, Method, Names, New, Places,
+    Scaling, Targets, Worn, combine, merge,
 };
 use onlay::error::Kind;
 use onlay::model::Model;
@@ -16,7 +16,7 @@ use onlay::train::{
     Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, Shape, TrainOptions, Trainer,
 };
 use onlay_kernels::Level;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::*;
@@ -479,7 +479,14 @@ fn twenty_steps_on_quantized_bases() {
 fn random(model: &Arc<Model>, method: &str, targets: &str, seed: u64) -> Arc<Adapter> {
     let method = Method::named(method).unwrap();
     let tokens = if method.name == "tokens" { vec![7, 3, 90] } else { vec![] };
-    let new = New { rank: 3, targets: Some(Targets::parse(targets).unwrap()), tokens, ..New::of(method) };
+    let new = New {
+        rank: 3,
+        targets: Some(Targets::parse(targets).unwrap()),
+        tokens,
+        scaling: (method.name == "parallel").then_some(Scaling::Learned),
+        activation: (method.name == "series").then_some(Activation::Gelu),
+        ..New::of(method)
+    };
     let layer = new.layer(model, Level::chosen().unwrap(), 1).unwrap();
     let mut rng = Rng::new(seed);
     for i in 0..layer.parts().len() {
@@ -653,7 +660,7 @@ fn products_of_factors_are_configured_as_peft_had_them() {
 /// Methods whose layers begin as the base.
 const METHODS_HERE: &[&str] = &[
     "dora", "ia3", "vera", "full", "norms", "tokens", "prefix", "prompt", "ptuning", "loha", "lokr",
-    "adalora",
+    "adalora", "parallel", "series", "bias",
 ];
 
 #[test]
@@ -666,10 +673,12 @@ fn off_is_the_base_and_trained_is_served() {
         let mut one = runner(&model, options(1));
         let base = bits(&logits(&mut one, &tokens, None));
         for method in methods {
-            // at the start nothing is changed but DoRA's rounding of m/‖·‖
+            // at the start nothing is changed but DoRA's rounding of m/‖·‖; bottlenecks have such a start too
             let of = New::of(Method::named(method).unwrap());
             let learned = if *method == "tokens" { vec![7, 3] } else { vec![] };
-            let fresh = New { tokens: learned, ..of }.layer(&model, Level::chosen().unwrap(), 1).unwrap();
+            let fresh = New { tokens: learned, init: Init::Zero, ..of }
+                .layer(&model, Level::chosen().unwrap(), 1)
+                .unwrap();
             fresh.settle(&model, Level::chosen().unwrap(), &mut |n, f| (0..n).for_each(f));
             let fresh = Adapter::new("x", fresh, Manifest::default(), model.program()).unwrap();
             let fresh = worn(&model, &[(&Arc::new(fresh), 1.0)]);
@@ -815,6 +824,101 @@ fn stacks_as_one_pair() {
     assert_eq!(refused.unwrap_err().kind(), Kind::Unsupported);
 }
 
+/// Half of a layer twice is the layer, however its hidden numbers lie beside those of others.
+#[test]
+fn bottlenecks_and_vectors_add_up_by_weight() {
+    let scratch = Scratch::new("sums");
+    let model = open(vectors().join("llama-tied-bias/F32.gguf"));
+    let tokens: Vec<u32> = (0..30).map(|i| (i * 7 + 3) % 100).collect();
+    let of = |method, targets, seed| random(&model, method, targets, seed);
+    let lora = of("lora", "all", 3);
+    let run = |stack: &[(&Arc<Adapter>, f32)]| {
+        logits(&mut runner(&model, options(2)), &tokens, worn(&model, stack).delta())
+    };
+    let off = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+        a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+    };
+    let base = run(&[(&lora, 1.0)]);
+    for (method, targets) in [("parallel", "all"), ("series", "gate,up"), ("bias", "all")] {
+        let one = of(method, targets, 4);
+        let (whole, halves) =
+            (run(&[(&lora, 1.0), (&one, 1.0)]), run(&[(&one, 0.25), (&lora, 1.0), (&one, 0.75)]));
+        assert!(off(&whole, &base) > 1e-2, "{method} does nothing");
+        assert!(off(&whole, &halves) < 1e-4, "{method}: {}", off(&whole, &halves));
+        let level = Level::chosen().unwrap();
+        let half = Adapter::new(
+            "x",
+            one.to_lora().times(&model, level, 0.5).unwrap(),
+            Manifest::default(),
+            model.program(),
+        );
+        let (times, weighed) = (run(&[(&Arc::new(half.unwrap()), 1.0)]), run(&[(&one, 0.5)]));
+        assert!(off(&times, &weighed) < 1e-4, "{method}");
+    }
+    let (behind, vector) = (of("series", "o,down", 5), of("bias", "q,k,v", 6));
+    let both = Worn::new(&model, vec![(behind.clone(), 1.0), (of("lora", "down", 3), 1.0)]).unwrap_err();
+    assert!(both.to_string().contains("behind a product"), "{both}");
+
+    // a vector goes into a bias, where there is one; an activation into nothing
+    let fold = MergeOptions { kind: None, overwrite: true, threads: 2, level: Level::chosen().unwrap() };
+    let path = scratch.0.join("merged.gguf");
+    let stack = [(&lora, 0.5), (&vector, 2.0), (&of("ia3", "k,v", 2), 0.5)];
+    merge(&model, &worn(&model, &stack), &path, &fold, &mut |_, _| Ok(())).unwrap();
+    let got = logits(&mut runner(&open(&path), options(1)), &tokens, None);
+    assert!(off(&got, &run(&stack)) < 1e-4, "{}", off(&got, &run(&stack)));
+    let refused = |model: &Arc<Model>, adapter: &Arc<Adapter>, weight: f32| {
+        let path = scratch.0.join("no.gguf");
+        let error =
+            merge(model, &worn(model, &[(adapter, weight)]), &path, &fold, &mut |_, _| Ok(())).unwrap_err();
+        assert!(!path.exists());
+        error
+    };
+    let error = refused(&model, &behind, 1.0);
+    assert!(error.kind() == Kind::Unsupported && error.to_string().contains("an activation lies"), "{error}");
+    let plain = open(vectors().join("llama/F32.gguf"));
+    let error = refused(&plain, &random(&plain, "bias", "v", 6), 1.0);
+    assert!(error.kind() == Kind::Unsupported && error.to_string().contains("no bias here"), "{error}");
+    let large = vector.to_lora().times(&model, Level::chosen().unwrap(), 100.0).unwrap();
+    let large = Adapter::new("large", large, Manifest::default(), model.program()).unwrap();
+    assert_eq!(refused(&model, &Arc::new(large), 3e38).kind(), Kind::Numeric);
+}
+
+/// Configurations that do not say what lies beside them, or what is not known.
+#[test]
+fn configurations_of_bottlenecks_are_held_against_the_tensors() {
+    let scratch = Scratch::new("configs");
+    let model = open(vectors().join("llama/F32.gguf"));
+    for (method, key, value, kind, text) in [
+        (
+            "series",
+            "bottleneck_size",
+            json!(4),
+            Kind::Mismatch,
+            "bottleneck, as the configuration says: expected 4",
+        ),
+        ("series", "bottleneck_size", json!(0), Kind::Format, "an integer above 0"),
+        ("series", "non_linearity", json!("mish"), Kind::Unsupported, "expected tanh, relu, gelu, silu"),
+        ("series", "scaling", json!("learned"), Kind::Mismatch, "found fixed"),
+        ("series", "scaling", json!(0), Kind::Format, "a finite number other than 0"),
+        ("series", "use_parallel_adapter", json!(true), Kind::Mismatch, "outputs: expected"),
+        ("series", "peft_type", json!("BEFT"), Kind::Unsupported, "bottleneck_size: changes what"),
+        ("parallel", "scaling", json!(1.0), Kind::Mismatch, "found learned"),
+        ("parallel", "use_parallel_adapter", json!(false), Kind::Mismatch, "outputs: expected 32, found 64"),
+        ("parallel", "adapter_layers", json!(3), Kind::Unsupported, "adapter_layers"),
+    ] {
+        let targets = if method == "series" { "up" } else { "k" };
+        let folder = scratch.0.join("layer");
+        let _ = std::fs::remove_dir_all(&folder);
+        random(&model, method, targets, 5).write_peft(&folder, &model, false).unwrap();
+        let path = folder.join("adapter_config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(&path, config.to_string()).unwrap();
+        let error = Adapter::open(&folder, &model).unwrap_err();
+        assert!(error.kind() == kind && error.to_string().contains(text), "{key}: {error}");
+    }
+}
+
 #[test]
 fn ranks_and_alphas_of_places() {
     let scratch = Scratch::new("places");
@@ -904,6 +1008,11 @@ fn gradients_are_slopes() {
         ("prompt", "front"),
         ("loha", "all"),
         ("lokr", "all"),
+        ("parallel", "all"),
+        ("series", "gate,up"),
+        ("series", "q,k,v,o,down"),
+        ("series", "all,head"),
+        ("bias", "all,head"),
     ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
@@ -912,6 +1021,7 @@ fn gradients_are_slopes() {
         // ‖W + s·B·A‖ counts as a constant of DoRA: only its lengths have the slope of their gradient
         let along = |i: usize| match (layer.parts()[i], method) {
             (Some(p), "dora") => p.rank * (p.inputs + p.outputs)..p.len(),
+            (Some(p), "parallel") => p.len() - 1..p.len(), // the learned scale: beside matrices it would not show
             (part, _) => 0..part.map_or(0, |p| p.len()),
         };
         let squares: f64 = (0..layer.parts().len())

@@ -156,6 +156,10 @@ pub fn merge(
     let shared = &work;
     for tensor in weights.tensors() {
         if let Some(bias) = new_bias(model, worn, tensor.name()) {
+            if let Some(i) = bias.iter().position(|v| !v.is_finite()) {
+                let text = format!("number {i} is not finite with the adapters folded in");
+                wrong.push(Error::new(Kind::Numeric, text).at(Place::Tensor(tensor.name().into())));
+            }
             builder.tensor_from(tensor.name(), Type::F32, tensor.dims(), move |sink| sink.put_f32s(&bias));
             continue;
         }
