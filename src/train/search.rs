@@ -87,7 +87,7 @@ impl Chosen {
 /// options of a choice; `watch` is shown every trial, and asked between steps whether to go on (`None`).
 ///
 /// # Errors
-/// `Argument` without choices or held-out rows, and if the time is too short for [`LEAST`] steps of each choice, with the time
+/// `Argument` without choices or held-out rows, and if the time is too short for 4 steps of each choice, with the time
 /// that it would take; `Numeric` if no choice was of use; `Cancelled` if `watch` stopped it; as [`Run::new`].
 pub fn search(
     model: &Arc<Model>,
