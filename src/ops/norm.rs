@@ -3,8 +3,8 @@
 
 use super::{Batch, Host, Operation, VectorId};
 use crate::tensor::Register;
-use onlay_kernels::norm::{rms_norm, rms_norm_grad};
-use onlay_kernels::{Level, math};
+use onlay_kernels::norm::{rms_norm, rms_norm_grad, rms_norm_weight_grad};
+use onlay_kernels::Level;
 use std::ops::Range;
 
 /// `y = rms_norm(x)·w` on pieces as wide as w: whole rows, or every head of a row.
@@ -77,9 +77,7 @@ impl Operation for Norm {
 pub(crate) fn add_weight_back(level: Level, x: &[f32], dy: &[f32], eps: f32, dw: &mut [f32]) {
     let n = dw.len();
     for (x, dy) in x.chunks_exact(n).zip(dy.chunks_exact(n)) {
-        let root = (math::squares(level, x) / n as f64 + f64::from(eps)).sqrt();
-        let scale = (1.0 / root) as f32;
-        dw.iter_mut().zip(x).zip(dy).for_each(|((dw, x), dy)| *dw += scale * x * dy);
+        rms_norm_weight_grad(level, x, eps, dy, dw);
     }
 }
 
