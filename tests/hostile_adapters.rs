@@ -103,6 +103,27 @@ fn gguf_files_that_lie() {
     };
     let with = |b: &mut Builder<'static>| pair(b, &A, &B);
     expect(&|_| {}, Kind::Format, 1, "at least one pair, found none");
+    // tokens are indices once they are in: those of no vocabulary, and one that is there twice
+    const ROWS: [f32; 128] = [0.5; 128];
+    for (tokens, kind, text) in [
+        (&[3.0, -1.0], Kind::Mismatch, "token: expected a whole number"),
+        (&[3.0, 0.5], Kind::Mismatch, "token: expected a whole number"),
+        (&[3.0, 1e30], Kind::Mismatch, "token: expected a whole number"),
+        (&[3.0, 4096.0], Kind::Mismatch, "found 4096"),
+        (&[3.0, f32::NAN], Kind::Numeric, "finite"),
+        (&[3.0, 3.0], Kind::Format, "token 3 is there twice"),
+    ] {
+        expect(
+            &|b| {
+                b.set("adapter.type", "tokens");
+                b.tensor_f32("token_embd.weight.token_ids", &[2], tokens);
+                b.tensor_f32("token_embd.weight.token_rows", &[64, 2], &ROWS);
+            },
+            kind,
+            1,
+            text,
+        );
+    }
     expect(
         &|b| {
             b.set("general.type", "model");

@@ -6,7 +6,7 @@ use super::layer::{Layer, Part};
 use super::{adalora, bias, dora, ia3, loha, lokr, lora, norms, prefix, prompt, tokens, vera, whole};
 use crate::error::Error;
 use crate::model::Model;
-use crate::model::program::Spot;
+use crate::model::program::{Program, Spot};
 use crate::ops::{Base, Host, Site};
 use crate::rng::Rng;
 use crate::tensor::{Block, Mat, MatMut};
@@ -227,6 +227,11 @@ pub(super) trait Rules: Sync {
     /// What the id of an adapter must know besides sizes and numbers.
     fn tag(&self) -> &'static str {
         ""
+    }
+
+    /// What is wrong with its numbers, which are finite, if something is.
+    fn unsound(&self, program: &Program, part: &Part, numbers: &[f32]) -> Option<Error> {
+        None
     }
 
     /// Whether a scale s belongs to it, which files keep as α.

@@ -155,6 +155,14 @@ impl<'a> Gather<'a> {
                 tensor.fetched(&numbers, to, |row| if moved[i] { self.names.row(i, row) } else { row });
             }
         }
+        for (i, part) in layer.parts().iter().enumerate() {
+            let Some(part) = part else { continue };
+            if wrong.is_empty()
+                && let Some(error) = part.rules().unsound(self.program, part, &layer.params().read(i))
+            {
+                wrong.push(error.at(Place::Tensor(self.program.place_name(i).into())));
+            }
+        }
         wrong.refuse(REFUSED).map(|()| layer)
     }
 

@@ -149,6 +149,12 @@ impl Adapter {
                 wrong.push(Error::expected(Kind::Numeric, "numbers of the layer", "finite", bad).at(at()));
             }
         }
+        for (i, part) in lora.parts().iter().enumerate().take(program.places()) {
+            let Some(part) = part else { continue };
+            if let Some(error) = part.rules().unsound(program, part, &lora.params().read(i)) {
+                wrong.push(error.at(Place::Tensor(program.place_name(i).into())));
+            }
+        }
         if !lora.settled() {
             let text = "what follows from the layer's numbers is not known: settle it first";
             wrong.push(Error::new(Kind::Argument, text));

@@ -14,8 +14,9 @@
 
 use super::effect::{Each, Key, Rules, Shapes, Tensor};
 use super::layer::{Effect, Layer, Part};
+use crate::error::{Error, Kind};
 use crate::model::Model;
-use crate::model::program::Spot;
+use crate::model::program::{Program, Spot};
 use crate::rng::Rng;
 use crate::tensor::Mat;
 use onlay_kernels::{Level, math};
@@ -65,6 +66,20 @@ impl Rules for Embeddings {
     }
     fn learned(&self, p: &Part) -> [(Range<usize>, bool); 3] {
         [(p.rank..p.len(), false), (0..0, false), (0..0, false)]
+    }
+
+    /// Tokens are whole numbers of the vocabulary, each there once.
+    fn unsound(&self, program: &Program, p: &Part, numbers: &[f32]) -> Option<Error> {
+        let (tokens, most) = (&numbers[..p.rank], program.vocabulary.min(MOST as usize));
+        let fine = |t: &f32| t.fract() == 0.0 && *t >= 0.0 && (*t as usize) < most;
+        if let Some(bad) = tokens.iter().find(|t| !fine(t)) {
+            let expected = format!("a whole number from 0 and below {most}");
+            return Some(Error::expected(Kind::Mismatch, "token", expected, bad));
+        }
+        let mut sorted: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
+        sorted.sort_unstable();
+        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1])?;
+        Some(Error::new(Kind::Format, format!("token {} is there twice", twice[0])))
     }
 
     /// The table's rows; the tokens are there already.

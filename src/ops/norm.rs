@@ -3,8 +3,8 @@
 
 use super::{Batch, Host, Operation, VectorId};
 use crate::tensor::Register;
-use onlay_kernels::norm::{rms_norm, rms_norm_grad, rms_norm_weight_grad};
 use onlay_kernels::Level;
+use onlay_kernels::norm::{rms_norm, rms_norm_grad, rms_norm_weight_grad};
 use std::ops::Range;
 
 /// `y = rms_norm(x)·w` on pieces as wide as w: whole rows, or every head of a row.
