@@ -18,6 +18,7 @@ from reference import load, log_softmax, logits_of, save, write_json
 
 PEFT = "PEFT fp32, eager attention, over F32.gguf read by gguf-py"
 TORCH = "PyTorch fp32, eager attention, over F32.gguf read by gguf-py"
+WIDE, KINDS = "llama-wide", ["Q8_0", "Q4_K"]  # a curve of every method, in fp32 over what gguf-py dequantizes; no gradients
 
 
 def normal(draw, shape, deviation):

@@ -3,7 +3,8 @@ ranks shrinks.
 
     python make_adalora.py VECTORS
 
-VECTORS  the folder that make_families.py and make_curves.py filled. adalora/ and curve-adalora/ are written beside llama's files
+VECTORS  the folder that make_families.py and make_curves.py filled. adalora/ and curve-adalora/ are written beside llama's files,
+         curve-adalora/ beside llama-wide's too
 
     y = W x + bias + α / (init_r + 1e-5) · B (E ∘ (A x))
     loss = cross-entropy + weight / (number of A and B) · ( Σ ‖A Aᵀ − I‖ + Σ ‖Bᵀ B − I‖ )      Frobenius norms, not squared
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 
-from answers import PEFT, check_reload, normal, peft_named, write_curve, write_gradients
+from answers import KINDS, PEFT, WIDE, check_reload, normal, peft_named, write_curve, write_gradients
 from make_curves import SETTINGS, rows_of
 from make_gradients import masked_rows, mean_loss
 from reference import load, numbers, save_adapter
@@ -32,13 +33,13 @@ TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
 RATE = 2e-2
 
 
-def attach(folder, tag):
+def attach(folder, tag, name=MODEL, kind="F32"):
     """The base under triplets: A and B near orthogonality, E around 0."""
-    base = load(folder, "F32")
-    config = AdaLoraConfig(**OPTIONS, target_modules=TARGETS, task_type="CAUSAL_LM", base_model_name_or_path=MODEL)
-    base.name_or_path = base.config._name_or_path = MODEL
+    base = load(folder, kind)
+    config = AdaLoraConfig(**OPTIONS, target_modules=TARGETS, task_type="CAUSAL_LM", base_model_name_or_path=name)
+    base.name_or_path = base.config._name_or_path = name
     model = get_peft_model(base, config).eval()
-    named, draw = peft_named(model), numbers(MODEL, tag)
+    named, draw = peft_named(model), numbers(name, tag)
     with torch.no_grad():
         for key, weight in sorted(named.items()):
             long = max(weight.shape)
@@ -105,27 +106,35 @@ class Allocation:
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("vectors", type=Path)
-    folder = parser.parse_args().vectors / MODEL
-    curve = folder / f"curve-{METHOD}"
+    vectors = parser.parse_args().vectors
+    folder = vectors / MODEL
     model, named = attach(folder, METHOD)
     check_penalty(model)
     save_adapter(model, folder / METHOD, embeddings=False)
     write_gradients(MODEL, folder, METHOD, model, named, PEFT, penalty=penalty)
     check_reload(MODEL, folder, METHOD)
+    curve_of(MODEL, folder, "F32")
+    for kind in KINDS:
+        curve_of(WIDE, vectors / WIDE, kind)
 
-    model, named = attach(folder, f"curve {METHOD}")
+
+def curve_of(name, folder, kind):
+    curve = folder / f"curve-{METHOD}"
+    model, named = attach(folder, f"curve {METHOD}", name, kind)
     curve.mkdir(exist_ok=True)
-    save_adapter(model, curve / "initial-F32", embeddings=False)
+    save_adapter(model, curve / f"initial-{kind}", embeddings=False)
     allocation = Allocation(model)
-    write_curve(MODEL, folder, METHOD, model, named, RATE, penalty=penalty, after=allocation, more=OPTIONS)
+    write_curve(name, folder, METHOD, model, named, RATE, kind, penalty=penalty, after=allocation, more=OPTIONS)
     print(f"smallest distance of a kept triplet from a masked one: {allocation.margin:.1%}")
+    if kind != "F32":
+        return  # activations of 8 bits move the scores by more than the closest call: the losses are compared, not the masks
     assert allocation.margin > 0.005  # or rounding would decide
     with torch.no_grad():
-        after, _ = mean_loss(model, rows_of(MODEL))
+        after, _ = mean_loss(model, rows_of(name))
     save_adapter(model, curve / "final-F32", embeddings=False)
     reloaded = PeftModel.from_pretrained(load(folder, "F32"), str(curve / "final-F32")).eval()
     with torch.no_grad():
-        assert abs(mean_loss(reloaded, rows_of(MODEL))[0] - after) < 1e-5
+        assert abs(mean_loss(reloaded, rows_of(name))[0] - after) < 1e-5
 
 
 if __name__ == "__main__":

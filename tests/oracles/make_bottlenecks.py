@@ -3,7 +3,8 @@ LLM-Adapters lays and stores them (arXiv 2304.01933): gradients, and twenty opti
 
     python make_bottlenecks.py VECTORS [--only METHOD ...]
 
-VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files.
+VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files,
+         curve-METHOD/ of two methods beside llama-wide's.
 
 PEFT has no such layer, so the module stands here. For a product W of a block, with D [size, n] and U [n, size], no biases:
 
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from answers import TORCH, normal, save_numbers, write_curve, write_gradients
+from answers import KINDS, TORCH, WIDE, normal, save_numbers, write_curve, write_gradients
 from reference import load, numbers
 
 MODEL, SIZE = "llama", 4
@@ -38,12 +39,13 @@ METHODS = {
     "parallel-mlp": dict(target_modules=["up_proj", "down_proj"], use_parallel_adapter=True, scaling=4.0),
     "parallel-learned": dict(target_modules=["q_proj", "k_proj", "v_proj"], use_parallel_adapter=True, scaling="learned"),
 }
+OVER_WIDE = ["series", "parallel"]
 RATES = {"parallel-mlp": 5e-3}
 RATE = 2e-2
 
 
-def config_of(method):
-    return dict(peft_type="BOTTLENECK", task_type="CAUSAL_LM", base_model_name_or_path=MODEL, inference_mode=True,
+def config_of(method, name=MODEL):
+    return dict(peft_type="BOTTLENECK", task_type="CAUSAL_LM", base_model_name_or_path=name, inference_mode=True,
                 bottleneck_size=SIZE, non_linearity="tanh", adapter_dropout=0.0, scaling=1.0, use_parallel_adapter=False,
                 use_adapterp=False, bias="none", init_weights="bert", modules_to_save=None) | METHODS[method]
 
@@ -71,17 +73,17 @@ class Bottleneck(torch.nn.Module):
         return h + self.branch(h if self.place == "after" else x)
 
 
-def attach(folder, method, tag, up, config):
+def attach(folder, method, tag, up, config, name=MODEL, kind="F32"):
     """(the base under its adapters, {file key: parameter}). D has the length of its input, U deviates by `up`, a learned scale
     lies around 1.5."""
-    model = load(folder, "F32")
+    model = load(folder, kind)
     model.requires_grad_(False)
     for layer in model.model.layers:
         for block in (layer.self_attn, layer.mlp):
             for site, product in list(block.named_children()):
                 if site in config["target_modules"]:
                     setattr(block, site, Bottleneck(product, site, config))
-    draw, named = numbers(MODEL, tag), {}
+    draw, named = numbers(name, tag), {}
     with torch.no_grad():
         for key, weight in sorted(model.named_parameters()):
             if "adapter_" in key:
@@ -91,6 +93,14 @@ def attach(folder, method, tag, up, config):
                     weight.copy_(normal(draw, weight.shape, up if "adapter_up" in key else 1 / np.sqrt(weight.shape[1])))
                 named[f"base_model.model.{key}"] = weight
     return model.eval(), named
+
+
+def curve_of(name, folder, method, kind):
+    config = config_of(method, name)
+    model, named = attach(folder, method, f"curve {method}", 0.05, config, name, kind)
+    (folder / f"curve-{method}").mkdir(exist_ok=True)
+    save_numbers(folder / f"curve-{method}" / f"initial-{kind}", config, named)
+    write_curve(name, folder, method, model, named, RATES.get(method, RATE), kind)
 
 
 def main():
@@ -104,10 +114,9 @@ def main():
         model, named = attach(folder, method, method, 0.3, config)
         save_numbers(folder / method, config, named)
         write_gradients(MODEL, folder, method, model, named, TORCH)
-        model, named = attach(folder, method, f"curve {method}", 0.05, config)
-        (folder / f"curve-{method}").mkdir(exist_ok=True)
-        save_numbers(folder / f"curve-{method}" / "initial-F32", config, named)
-        write_curve(MODEL, folder, method, model, named, RATES.get(method, RATE))
+        curve_of(MODEL, folder, method, "F32")
+        for kind in KINDS if method in OVER_WIDE else []:
+            curve_of(WIDE, options.vectors / WIDE, method, kind)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
     python make_dense.py VECTORS [--only METHOD ...]
 
-VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files
+VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files,
+         curve-METHOD/ beside llama-wide's too
 
 Versions: requirements.txt. Every number is seeded. See README.md for the files.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from answers import TORCH, normal, save_numbers, write_curve, write_gradients
+from answers import KINDS, TORCH, WIDE, normal, save_numbers, write_curve, write_gradients
 from make_gradients import LINEAR
 from reference import load, numbers
 
@@ -26,11 +27,11 @@ METHODS = {"full": sorted(LINEAR), "hft": sorted(f"model.{site}" for site in ROU
 RATES = {"full": 1e-3, "hft": 1e-3}
 
 
-def attach(folder, method, tag, deviation):
+def attach(folder, method, tag, deviation, name=MODEL, kind="F32"):
     """(the base, {file key: matrix}): the trained matrices off the base's by `deviation`."""
-    model, named = load(folder, "F32"), {}
+    model, named = load(folder, kind), {}
     model.requires_grad_(False)
-    draw = numbers(MODEL, tag)
+    draw = numbers(name, tag)
     for key, weight in sorted(model.named_parameters()):
         site = key.removesuffix(".weight")
         if any(site == target or site.endswith("." + target) for target in METHODS[method]):
@@ -53,8 +54,10 @@ def main():
         model, named = attach(folder, method, method, 0.05)
         save_numbers(folder / method, config, named)
         write_gradients(MODEL, folder, method, model, named, TORCH)
-        model, named = attach(folder, method, f"curve {method}", 0.0)
-        write_curve(MODEL, folder, method, model, named, RATES[method], more=dict(target_modules=METHODS[method]))
+        for name, kind in [(MODEL, "F32"), *((WIDE, kind) for kind in KINDS)]:
+            own = options.vectors / name
+            model, named = attach(own, method, f"curve {method}", 0.0, name, kind)
+            write_curve(name, own, method, model, named, RATES[method], kind, more=dict(target_modules=METHODS[method]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from peft import BeftConfig, LNTuningConfig, TrainableTokensConfig, get_peft_model
 
-from answers import PEFT, check_reload, normal, peft_named, write_curve, write_gradients
+from answers import KINDS, PEFT, WIDE, check_reload, normal, peft_named, write_curve, write_gradients
 from make_curves import rows_of
 from make_gradients import LINEAR, masked_rows
 from reference import load, numbers, save_adapter
@@ -42,9 +42,9 @@ def config_of(name, method, rows):
     return TrainableTokensConfig(token_indices=token_indices(name, rows))
 
 
-def attach(name, folder, method, tag, rows, deviation):
+def attach(name, folder, method, tag, rows, deviation, kind="F32"):
     """The parts, each number off its start by `deviation`: norms from the base's, biases from 0, rows from the base's."""
-    base, config = load(folder, "F32"), config_of(name, method, rows)
+    base, config = load(folder, kind), config_of(name, method, rows)
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", name
     base.name_or_path = base.config._name_or_path = name
     model = get_peft_model(base, config).eval()
@@ -56,18 +56,22 @@ def attach(name, folder, method, tag, rows, deviation):
 
 
 def write_method(name, folder, method):
-    rows, curve_rows, curve = masked_rows(name), rows_of(name), folder / f"curve-{method}"
-    model, named = attach(name, folder, method, method, rows, 0.3)
+    model, named = attach(name, folder, method, method, masked_rows(name), 0.3)
     save_adapter(model, folder / method, embeddings=False)
     write_gradients(name, folder, method, model, named, PEFT)
     check_reload(name, folder, method)
-    model, named = attach(name, folder, method, f"curve {method}", curve_rows, 0.05)
+    curve_of(name, folder, method, "F32")
+
+
+def curve_of(name, folder, method, kind):
+    curve_rows, curve = rows_of(name), folder / f"curve-{method}"
+    model, named = attach(name, folder, method, f"curve {method}", curve_rows, 0.05, kind)
     curve.mkdir(exist_ok=True)
-    save_adapter(model, curve / "initial-F32", embeddings=False)
+    save_adapter(model, curve / f"initial-{kind}", embeddings=False)
     if not (folder / "curve" / "data.jsonl").exists():  # no other curve over this model
         lines = [json.dumps(dict(input_ids=t) if t == l else dict(input_ids=t, labels=l)) + "\n" for t, l in curve_rows]
         (curve / "data.jsonl").write_text("".join(lines))
-    write_curve(name, folder, method, model, named, RATES[method])
+    write_curve(name, folder, method, model, named, RATES[method], kind)
 
 
 def main():
@@ -79,6 +83,9 @@ def main():
         for method in methods:
             if method in options.only:
                 write_method(name, options.vectors / name, method)
+    for method in options.only:
+        for kind in KINDS:
+            curve_of(WIDE, options.vectors / WIDE, method, kind)
 
 
 if __name__ == "__main__":

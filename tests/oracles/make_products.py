@@ -3,7 +3,8 @@ twenty optimiser steps.
 
     python make_products.py VECTORS [--only METHOD ...]
 
-VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files
+VECTORS  the folder that make_families.py and make_curves.py filled. METHOD/ and curve-METHOD/ are written beside llama's files,
+         curve-METHOD/ of two methods beside llama-wide's
 
     LoHa  W' = W + s · (w1_a w1_b) ∘ (w2_a w2_b)
     LoKr  W' = W + s · w1 ⊗ w2            w1 = w1_a w1_b, w2 = w2_a w2_b where they are decomposed; s = α/r in any case
@@ -18,7 +19,7 @@ import torch
 from peft import LoHaConfig, LoKrConfig, get_peft_model
 from safetensors.numpy import load_file
 
-from answers import PEFT, check_reload, normal, peft_named, write_curve, write_gradients
+from answers import KINDS, PEFT, WIDE, check_reload, normal, peft_named, write_curve, write_gradients
 from make_gradients import LINEAR
 from reference import load, numbers, save_adapter
 
@@ -34,16 +35,17 @@ METHODS = {
 }
 FACTORS = {"loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, "lokr": {"lokr_w1", "lokr_w2"},
            "lokr-low": {"lokr_w1", "lokr_w2_a", "lokr_w2_b"}, "lokr-both": {"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}}
+OVER_WIDE = ["loha", "lokr"]
 RATE = 2e-2
 
 
-def attach(folder, method, tag, times):
+def attach(folder, method, tag, times, name=MODEL, kind="F32"):
     """The base under the factors: one of two deviates by 0.35, one of three or four by 0.4, all that `times`."""
-    base, config = load(folder, "F32"), METHODS[method]()
-    config.task_type, config.base_model_name_or_path = "CAUSAL_LM", MODEL
-    base.name_or_path = base.config._name_or_path = MODEL
+    base, config = load(folder, kind), METHODS[method]()
+    config.task_type, config.base_model_name_or_path = "CAUSAL_LM", name
+    base.name_or_path = base.config._name_or_path = name
     model = get_peft_model(base, config).eval()
-    named, draw = peft_named(model), numbers(MODEL, tag)
+    named, draw = peft_named(model), numbers(name, tag)
     assert {key.rsplit(".", 1)[1] for key in named} == FACTORS[method]
     with torch.no_grad():
         for _, weight in sorted(named.items()):
@@ -69,6 +71,14 @@ def check_formula(folder, method):
         assert (delta - layer.get_delta_weight("default")).abs().max() < 1e-6
 
 
+def curve_of(name, folder, method, kind):
+    curve = folder / f"curve-{method}"
+    model, named = attach(folder, method, f"curve {method}", 0.5, name, kind)
+    curve.mkdir(exist_ok=True)
+    save_adapter(model, curve / f"initial-{kind}", embeddings=False)
+    write_curve(name, folder, method, model, named, RATE, kind)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("vectors", type=Path)
@@ -76,16 +86,14 @@ def main():
     options = parser.parse_args()
     folder = options.vectors / MODEL
     for method in options.only:
-        curve = folder / f"curve-{method}"
         model, named = attach(folder, method, method, 1.0)
         save_adapter(model, folder / method, embeddings=False)
         write_gradients(MODEL, folder, method, model, named, PEFT)
         check_reload(MODEL, folder, method)
         check_formula(folder, method)
-        model, named = attach(folder, method, f"curve {method}", 0.5)
-        curve.mkdir(exist_ok=True)
-        save_adapter(model, curve / "initial-F32", embeddings=False)
-        write_curve(MODEL, folder, method, model, named, RATE)
+        curve_of(MODEL, folder, method, "F32")
+        for kind in KINDS if method in OVER_WIDE else []:
+            curve_of(WIDE, options.vectors / WIDE, method, kind)
 
 
 if __name__ == "__main__":

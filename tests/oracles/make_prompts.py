@@ -18,13 +18,14 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, ge
 from safetensors.numpy import load_file
 from transformers import DynamicCache
 
-from answers import PEFT, check_reload, norm_of, normal, write_curve, write_gradients
+from answers import KINDS, PEFT, WIDE, check_reload, norm_of, normal, write_curve, write_gradients
 from make_curves import rows_of
 from make_gradients import masked_rows
 from reference import load, numbers, save, save_adapter
 
 VIRTUAL, HIDDEN = 3, 16  # virtual tokens; width of the encoders
 MODELS = {"llama": ["prefix", "prefix-projection", "prompt", "prompt-masked", "ptuning"], "qwen3": ["prefix"]}
+OVER_WIDE = ["prefix", "prefix-projection", "prompt", "ptuning"]  # curves only
 METHODS = {
     "prefix": lambda: PrefixTuningConfig(num_virtual_tokens=VIRTUAL),
     "prefix-projection": lambda: PrefixTuningConfig(num_virtual_tokens=VIRTUAL, prefix_projection=True, encoder_hidden_size=HIDDEN),
@@ -36,9 +37,9 @@ METHODS = {
 RATES = {"prefix": 1e-1, "prefix-projection": 2e-2, "prompt": 1e-1, "prompt-masked": 1e-1, "ptuning": 2e-2}
 
 
-def attach(name, folder, method, tag):
+def attach(name, folder, method, tag, kind="F32"):
     """(PEFT's model, {the encoder's name: parameter}, what the encoder made in every forward pass since)"""
-    base, config = load(folder, "F32"), METHODS[method]()
+    base, config = load(folder, kind), METHODS[method]()
     config.task_type, config.base_model_name_or_path = "CAUSAL_LM", name
     base.name_or_path = base.config._name_or_path = name
     model = get_peft_model(base, config).eval()
@@ -111,7 +112,7 @@ def first_masked(rows):
 
 
 def write_method(name, folder, method):
-    target, curve = folder / method, folder / f"curve-{method}"
+    target = folder / method
     masked = method == "prompt-masked"
     model, named, made = attach(name, folder, method, method)
     encoded = len(named) > 1
@@ -125,14 +126,18 @@ def write_method(name, folder, method):
     write_gradients(name, folder, method, model, named, PEFT, instead=of_the_output, rows=rows)
     check_reload(name, folder, method)
     assert by_hand(folder, method, VIRTUAL) < 1e-5 and (not method.startswith("prefix") or by_hand(folder, method, 0) > 1e-2)
+    curve_of(name, folder, method, "F32")
 
-    model, named, _ = attach(name, folder, method, f"curve {method}")
+
+def curve_of(name, folder, method, kind):
+    curve, masked = folder / f"curve-{method}", method == "prompt-masked"
+    model, named, _ = attach(name, folder, method, f"curve {method}", kind)
     check_labels(model, name)
     curve.mkdir(exist_ok=True)
-    save_adapter(model, curve / "initial-F32")
-    if encoded:
-        save_encoder(curve / "initial-F32", named)
-    write_curve(name, folder, method, model, named, RATES[method], rows=first_masked(rows_of(name)) if masked else None,
+    save_adapter(model, curve / f"initial-{kind}")
+    if len(named) > 1:
+        save_encoder(curve / f"initial-{kind}", named)
+    write_curve(name, folder, method, model, named, RATES[method], kind, rows=first_masked(rows_of(name)) if masked else None,
                 more=dict(first_labels="masked") if masked else None)
 
 
@@ -145,6 +150,9 @@ def main():
         for method in methods:
             if method in options.only:
                 write_method(name, options.vectors / name, method)
+    for method in OVER_WIDE:
+        for kind in KINDS if method in options.only else []:
+            curve_of(WIDE, options.vectors / WIDE, method, kind)
 
 
 if __name__ == "__main__":
