@@ -246,7 +246,8 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
     let layer = if initial.join("encoder.safetensors").exists() {
         encoded(&model, method, &initial)
     } else if initial.exists() {
-        take(initial, &model).to_lora()
+        let layer = take(initial, &model).to_lora();
+        if method == "adalora" { layer.allocating(BUDGET).unwrap() } else { layer }
     } else if let Some(targets) = settings.get("target_modules") {
         let targets: Vec<_> = targets.as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
         let targets = Some(Targets::parse(&targets.join(",")).unwrap());
@@ -272,6 +273,9 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         assert!(loss < bound, "{name} {kind} {method}: step {}: {report:?} against {step}", i + 1);
         assert_eq!(report.tokens as f64, number(&step["tokens"]));
         (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
+        if step.get("pattern").is_some() {
+            masks(trainer.layer(), &Names::of(model.program()), step);
+        }
     }
     let (loss, _) = trainer.evaluate(&rows).unwrap();
     let after = (loss / number(&stored["loss_after_all_rows"]) - 1.0).abs();
@@ -469,7 +473,13 @@ fn encoders() {
 #[test]
 fn twenty_steps_on_quantized_bases() {
     for kind in ["Q8_0", "Q4_K"] {
-        for method in ["dora", "ia3", "vera", "pissa", "olora"] {
+        for method in ["dora", "ia3", "vera", "pissa", "olora", "full", "hft", "norms", "bias", "tokens"] {
+            follow("llama-wide", kind, method, 0.03);
+        }
+        for method in ["series", "parallel", "loha", "lokr", "adalora"] {
+            follow("llama-wide", kind, method, 0.03);
+        }
+        for method in ["prefix", "prefix-projection", "prompt", "ptuning"] {
             follow("llama-wide", kind, method, 0.03);
         }
     }
@@ -552,6 +562,23 @@ fn files_there_and_back_in_both_forms() {
     }
 }
 
+/// The triplets that a step leaves are those that PEFT's allocator left; how many sites it has said so of.
+fn masks(layer: &Layer, names: &Names, step: &Value) -> usize {
+    let (mut left, mut choices) = (0, 0);
+    for place in 0..layer.parts().len() {
+        let Some(kept) = layer.kept(place) else { continue };
+        let said: String = kept.iter().map(|k| if *k { '1' } else { '0' }).collect();
+        left += kept.iter().filter(|k| **k).count();
+        if let Some(pattern) = step["pattern"].as_object() {
+            let key = format!("{}.lora_E", names.module(place).unwrap());
+            assert_eq!(pattern[&key], said, "step {}: {key}", step["step"]);
+            choices += 1;
+        }
+    }
+    assert_eq!(left as u64, step["kept"].as_u64().unwrap(), "step {}", step["step"]);
+    choices
+}
+
 /// Loss, norm and, step by step, the triplets that are left, as PEFT's allocator leaves them; then the pruned file.
 #[test]
 fn ranks_shrink_as_pefts_do() {
@@ -578,19 +605,7 @@ fn ranks_shrink_as_pefts_do() {
         let norm = (report.grad_norm / number(&step["grad_norm"]) - 1.0).abs();
         assert!(loss < 0.01 && norm < 0.01, "step {}: {report:?} against {step}", i + 1);
         (worst, worst_norm) = (worst.max(loss), worst_norm.max(norm));
-        let layer = trainer.layer();
-        let mut left = 0;
-        for place in 0..layer.parts().len() {
-            let Some(kept) = layer.kept(place) else { continue };
-            let said: String = kept.iter().map(|k| if *k { '1' } else { '0' }).collect();
-            left += kept.iter().filter(|k| **k).count();
-            if let Some(pattern) = step["pattern"].as_object() {
-                let key = format!("{}.lora_E", names.module(place).unwrap());
-                assert_eq!(pattern[&key], said, "step {}: {key}", i + 1);
-                choices += 1;
-            }
-        }
-        assert_eq!(left as f64, number(&step["kept"]), "step {}", i + 1);
+        choices += masks(trainer.layer(), &names, step);
     }
     assert_eq!(choices, 17 * 8);
     let (loss, _) = trainer.evaluate(&rows).unwrap();
