@@ -30,7 +30,7 @@ MODEL, METHOD = "llama", "adalora"
 OPTIONS = dict(init_r=6, target_r=3, lora_alpha=8, tinit=3, tfinal=5, deltaT=2, beta1=0.85, beta2=0.85, orth_reg_weight=0.1,
                total_step=SETTINGS["steps"])
 TARGETS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
-RATES = {MODEL: 2e-2, WIDE: 5e-3}  # over WIDE 2e-2 amplifies the rounding of activations to 8 bits to 4 % of a loss
+RATES = {MODEL: 2e-2, WIDE: 5e-3}  # over WIDE 2e-2 amplifies the rounding of activations beyond 3 % of a loss
 
 
 def attach(folder, tag, name=MODEL, kind="F32"):
