@@ -3,7 +3,7 @@
 //   compiled by NVRTC             built-in functions and inline PTX
 //   compiled with ONLAY_EMULATE   a fibre for each thread (emulator/emulator.h), for tests on a machine without a GPU
 //
-// Every wrapper around inline PTX has its twin in the emulator under the same name; tests/device compares the two.
+// Every wrapper around inline PTX has its twin in the emulator under the same name.
 #pragma once
 typedef unsigned char u8;
 typedef signed char i8;

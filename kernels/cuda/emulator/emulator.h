@@ -4,7 +4,7 @@
 // memory read before it is written (it holds NaN before every block), reads of an asynchronous copy before its wait (the
 // copy happens at the wait, not before), and many races, if a test runs in all three orders of threads. With the
 // sanitizers of the compiler also everything outside of an array. What it cannot find: a wrong idea of the hardware that
-// kernel and emulator share; tests/device compares the wrappers on a GPU.
+// kernel and emulator share.
 #pragma once
 #include <math.h>
 #include <stddef.h>

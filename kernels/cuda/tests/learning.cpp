@@ -66,5 +66,9 @@ int main() {
     std::vector<u32> best(1);
     said(launch(pick, 1, 32, 0, z.data(), 5, best.data(), log_sum.data()), "pick");
     same("the first of equals", best[0] == 1);
+    Floats many(300, 0.f);
+    many[40] = many[290] = 7.f; // in different warps
+    said(launch(pick, 1, 256, 0, many.data(), 300, best.data(), log_sum.data()), "pick");
+    same("the first of equals, across warps", best[0] == 40);
     return finish("learning");
 }

@@ -1,5 +1,5 @@
 // Products in both orientations, and low-rank pairs. The weights a kernel multiplies with are what `take_rows` decodes;
-// that this is what each format means is tested against the host's decoders (tests/cuda.rs).
+// the decoders themselves are not yet compared with the host's (docs/cuda.md).
 #include "check.h"
 #include "../rows.cu"
 #include "../matvec.cu"

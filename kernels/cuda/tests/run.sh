@@ -8,7 +8,7 @@ mkdir -p "$out"
 flags=(-std=c++17 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-function)
 build() { g++ "${flags[@]}" "${@:3}" "$here/$1.cpp" -o "$out/$2"; }
 jobs=()
-for test in emulator rows products attention learning; do
+for test in emulator decoders rows products attention learning; do
   build "$test" "$test" -O1 & jobs+=($!)
   build "$test" "$test-checked" -O1 -fsanitize=address,undefined -fno-sanitize-recover=all & jobs+=($!)
   wait "${jobs[@]}"; jobs=()
@@ -17,6 +17,9 @@ build products products-turing -O1 -DONLAY_EMULATE_TURING
 # a fibre's stack is no stack the sanitizer knows
 export ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0
 for program in emulator emulator-checked; do "$out/$program" | sed "s/^emulator/$program/"; done
+for program in decoders decoders-checked; do
+  "$out/$program" "$here/../../tests/data/decode.txt" | sed "s/^decoders/$program/"
+done
 for test in rows products attention learning; do
   for order in forward backward shuffled; do
     for program in "$test" "$test-checked"; do
