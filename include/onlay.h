@@ -187,7 +187,7 @@ typedef struct onlay_session_options {
     uint64_t rows;         /* tokens of a prompt computed at a time; default 512 */
     uint32_t threads;      /* the calling one included; 0 (default): as many as there are cores, up to 16 */
     int32_t kv;            /* default ONLAY_KV_F16 */
-    uint32_t adapter_rank; /* room for adapters: their ranks together, and up to 64 virtual tokens; default 64 */
+    uint32_t adapter_rank; /* room for adapters: their ranks together (of LoHa their squares), 64 virtual tokens; default 64 */
     uint32_t reserved;     /* 0 */
 } onlay_session_options;
 

@@ -187,8 +187,10 @@ fn every_method_is_trained_written_and_worn() {
         1,
         &["front, what stands"],
     );
-    let drop = ["--method", "prefix", "--dropout", "0.1"];
-    refused(&train(&model, &data, &out, &drop), 1, &["prefix has no inputs"]);
+    for method in ["prefix", "ia3", "norms", "full", "bias"] {
+        let drop = ["--method", method, "--dropout", "0.1"];
+        refused(&train(&model, &data, &out, &drop), 1, &[&format!("{method} has no inputs")]);
+    }
     refused(&train(&model, &data, &out, &["--activation", "relu"]), 1, &["activation: lora has none"]);
     refused(&train(&model, &data, &out, &["--scale", "2"]), 1, &["scale: lora has none"]);
     refused(&train(&model, &data, &out, &["--method", "series", "--activation", "sin"]), 2, &["tanh"]);

@@ -3,7 +3,9 @@
 #[path = "support/runs.rs"]
 mod runs;
 mod support;
-use onlay::train::{Ending, Event, Flow, Length, Outcome, Recipe, RunOptions, Set, Shape};
+use onlay::adapter::{Adapter, Manifest, Method, New};
+use onlay::train::{Ending, Event, Flow, Length, Outcome, Recipe, Run, RunOptions, Set, Shape};
+use onlay_kernels::Level;
 use runs::*;
 use support::*;
 
@@ -78,6 +80,27 @@ fn overfits(threads: usize) -> RunOptions {
         dropout: 0.0,
         keep_best: true,
         ..small(threads)
+    }
+}
+
+/// What is published of a method whose numbers follow from others belongs to the step that is left, not to the last.
+#[test]
+fn what_follows_from_the_best_layer_is_that_layers() {
+    let model = open(vectors().join(MODEL));
+    let level = Level::chosen().unwrap();
+    for method in ["ptuning", "dora", "lokr"] {
+        let of = New { rank: 2, ..New::of(Method::named(method).unwrap()) };
+        let layer = of.layer(&model, level, 1).unwrap();
+        let mut options = overfits(1);
+        options.recipe.rate = 0.1;
+        options.guard = false;
+        let mut run = Run::new(model.clone(), layer, runs::data(&model), options, None).unwrap();
+        let Outcome::Finished(summary) = run.go(&mut |_| Flow::Go).unwrap() else { panic!() };
+        assert!(summary.layer < summary.steps, "{method}: the last step was the best");
+        let left = run.layer().copy();
+        left.settle(&model, level, &mut |n, f| (0..n).for_each(f));
+        let want = Adapter::new("my", left, Manifest::default(), model.program()).unwrap();
+        assert_eq!(run.adapter("my", &summary).unwrap().id(), want.id(), "{method}");
     }
 }
 

@@ -13,7 +13,7 @@ use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
 use onlay::train::{
-    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, Shape, TrainOptions, Trainer,
+    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, RunOptions, Shape, TrainOptions, Trainer,
 };
 use onlay_kernels::Level;
 use serde_json::{Value, json};
@@ -983,12 +983,19 @@ fn runs_go_on_with_their_own_method_only() {
         let budget = (method == "adalora").then_some(budget);
         New { rank: 2, budget, ..New::of(Method::named(method).unwrap()) }.layer(&model, level, 1).unwrap()
     };
-    for method in ["dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr", "adalora"] {
+    let options = |method: &str, threads: usize| {
+        let options = runs::small(threads);
+        match Method::named(method).unwrap().drops() {
+            true => options,
+            false => RunOptions { dropout: 0.0, ..options }, // of which they know nothing
+        }
+    };
+    for method in [
+        "dora", "ia3", "vera", "prefix", "ptuning", "loha", "lokr", "adalora", "parallel", "series", "bias",
+        "norms", "full",
+    ] {
         let run = |disk: &runs::Disk, threads: usize| {
-            let (data, mut options) = (runs::data(&model), runs::small(threads));
-            if Method::named(method).unwrap().leads() {
-                options.dropout = 0.0; // of which they know nothing
-            }
+            let (data, options) = (runs::data(&model), options(method, threads));
             Run::new(model.clone(), layer(method), data, options, Some(Box::new(disk.clone()))).unwrap()
         };
         let (whole, parts) = (runs::Disk::default(), runs::Disk::default());
@@ -999,8 +1006,8 @@ fn runs_go_on_with_their_own_method_only() {
         assert!(matches!(run(&parts, 2).go(stop).unwrap(), Outcome::Stopped { step: 5, .. }));
         for other in ["lora", "dora", "ia3", "vera"].into_iter().filter(|o| *o != method) {
             let store = Some(Box::new(parts.clone()) as Box<_>);
-            let error =
-                Run::new(model.clone(), layer(other), runs::data(&model), runs::small(1), store).unwrap_err();
+            let error = Run::new(model.clone(), layer(other), runs::data(&model), options(other, 1), store)
+                .unwrap_err();
             assert!(error.kind() == Kind::Mismatch && error.to_string().contains("method"), "{error}");
         }
         assert!(runs::finish(&mut run(&parts, 2), &parts) == want, "{method}: other bytes after a stop");

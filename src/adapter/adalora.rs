@@ -200,6 +200,9 @@ impl Rules for Triplets {
         let divisor = part.rank as f64;
         Part { scale: (f64::from(part.scale) * divisor / (divisor + 1e-5)) as f32, ..part }
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         format!("triplets {} scale {}", p.rank, p.scale)
     }

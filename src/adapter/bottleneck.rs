@@ -282,6 +282,14 @@ impl Rules for Bottleneck {
     fn shaped(&self, part: Part) -> Part {
         part
     }
+    fn unfit(&self, p: &Part) -> Option<Error> {
+        let fine = p.more[0] < ACTIVATIONS.len() && p.more[1] <= 1;
+        let expected = format!("an activation below {}, and 0 or 1", ACTIVATIONS.len());
+        (!fine).then(|| Error::expected(Kind::Argument, "bottleneck", expected, format!("{:?}", p.more)))
+    }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         let scale = if scale_learns(p) { "learned".into() } else { p.scale.to_string() };
         let place = self.tag();

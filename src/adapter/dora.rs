@@ -77,6 +77,9 @@ impl Rules for Turning {
     fn shaped(&self, part: Part) -> Part {
         part
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         format!("rank {} scale {} lengths", p.rank, p.scale)
     }

@@ -229,6 +229,11 @@ pub(super) trait Rules: Sync {
         ""
     }
 
+    /// Whether inputs of its own are dropped while it learns.
+    fn drops(&self) -> bool {
+        false
+    }
+
     /// What is wrong with its numbers, which are finite, if something is.
     fn unsound(&self, program: &Program, part: &Part, numbers: &[f32]) -> Option<Error> {
         None

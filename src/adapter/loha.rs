@@ -124,6 +124,9 @@ impl Rules for Hadamard {
         let range = format!("at most {MOST}: every row has r² hidden numbers");
         (p.rank > MOST).then(|| Error::expected(Kind::Unsupported, "rank", range, p.rank))
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         format!("rank {}² scale {}", p.rank, p.scale)
     }

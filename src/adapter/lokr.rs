@@ -277,6 +277,9 @@ impl Rules for Kronecker {
             () => None,
         }
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         let Factoring { l, m, rows, cols, .. } = Factoring::of(p);
         format!("{l}x{m} times {rows}x{cols} rank {} scale {}", p.rank, p.scale)

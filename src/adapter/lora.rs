@@ -96,6 +96,9 @@ impl Rules for Pair {
     fn shaped(&self, part: Part) -> Part {
         part
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         format!("rank {} scale {}", p.rank, p.scale)
     }

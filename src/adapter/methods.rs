@@ -261,6 +261,11 @@ impl Method {
         self.has(Effect::Triplets)
     }
 
+    /// Whether it has inputs that can be dropped while it learns.
+    pub fn drops(&self) -> bool {
+        self.effects.iter().any(|e| e.rules().drops())
+    }
+
     /// Whether it has this effect.
     pub(super) fn has(&self, effect: Effect) -> bool {
         self.effects.contains(&effect)

@@ -112,6 +112,9 @@ impl Rules for Vectors {
     fn shaped(&self, part: Part) -> Part {
         Part { scale: 1.0, ..part }
     }
+    fn drops(&self) -> bool {
+        true
+    }
     fn describe(&self, p: &Part) -> String {
         format!("rank {} shared", p.rank)
     }

@@ -69,6 +69,11 @@ enum Standing {
 
 const REFUSED: &str = "the adapters cannot be worn";
 
+std::thread_local! {
+    /// A row that one of several adapters lets into a product.
+    static ENTERED: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 impl Worn {
     /// A stack for this model; adapters of weight 0 are left out.
     ///
@@ -104,7 +109,7 @@ impl Worn {
             worn.leaving.push(some.then_some(Leaving { product, bias, sum }));
         }
         for i in 0..program.places() {
-            worn.standing.push(worn.standing(model, i));
+            worn.standing.push(worn.standing(model, i)?);
         }
         Ok(worn)
     }
@@ -198,14 +203,15 @@ impl Worn {
         self.gains(i, inputs, |layer, rules| rules.input_gain(layer, site)).map(Entering::Gains)
     }
 
-    fn standing(&self, model: &Model, i: usize) -> Option<Standing> {
+    fn standing(&self, model: &Model, i: usize) -> Result<Option<Standing>> {
         let with: Vec<_> = self.here(i).filter(|(_, p, _)| p.rules().replaces()).collect();
-        let (&(k, _, weight), rest) = with.split_first()?;
+        let Some((&(k, _, weight), rest)) = with.split_first() else { return Ok(None) };
         if rest.is_empty() && weight == 1.0 {
-            return Some(Standing::Of(k));
+            return Ok(Some(Standing::Of(k)));
         }
         let numbers = self.stack[k].0.lora().params().read(i).clone();
-        let base = with[0].1.rules().stands_for(model, Level::chosen().ok()?, i, &numbers)?;
+        let level = Level::chosen().map_err(|e| Error::new(Kind::Argument, e))?;
+        let Some(base) = with[0].1.rules().stands_for(model, level, i, &numbers) else { return Ok(None) };
         let mut sum = base.clone();
         for (k, _, weight) in with {
             let numbers = self.stack[k].0.lora().params().read(i);
@@ -213,7 +219,7 @@ impl Worn {
             each.for_each(|((sum, base), v)| *sum += weight * (v - base));
         }
         let mut sum = Some(sum);
-        Some(Standing::Sum(Arc::new(Slots::new(1, |_| sum.take().unwrap_or_default()))))
+        Ok(Some(Standing::Sum(Arc::new(Slots::new(1, |_| sum.take().unwrap_or_default())))))
     }
 
     /// What stands in for the base's numbers at a place.
@@ -287,20 +293,20 @@ impl Delta for Worn {
         if let (Some((k, part, 1.0)), None) = (with().next(), with().nth(1)) {
             return part.rules().enter(self.stack[k].0.lora(), level, site, None, x, u, spare);
         }
-        // u₁ behind what each adapter needs of the memory
         u.copy_from_slice(x.data());
         let (rows, k) = (x.rows(), x.cols());
-        let mut own = std::mem::take(spare);
-        own.resize(k.max(own.len()), 0.0);
-        for (at, part, weight) in with() {
-            for row in 0..rows {
-                let (one, to) = (x.part(row..row + 1), &mut own[..k]);
-                part.rules().enter(self.stack[at].0.lora(), level, site, None, one, to, spare);
-                let u = &mut u[row * k..(row + 1) * k];
-                u.iter_mut().zip(&*to).zip(one.data()).for_each(|((u, v), x)| *u += weight * (v - x));
+        // `spare` is what each adapter needs; a member keeps a row besides, which grows in the first step
+        ENTERED.with_borrow_mut(|own| {
+            own.resize(k.max(own.len()), 0.0);
+            for (at, part, weight) in with() {
+                for row in 0..rows {
+                    let (one, to) = (x.part(row..row + 1), &mut own[..k]);
+                    part.rules().enter(self.stack[at].0.lora(), level, site, None, one, to, spare);
+                    let u = &mut u[row * k..(row + 1) * k];
+                    u.iter_mut().zip(&*to).zip(one.data()).for_each(|((u, v), x)| *u += weight * (v - x));
+                }
             }
-        }
-        *spare = own;
+        });
     }
 
     fn matrix(&self, site: Site) -> Option<Lent<'_>> {

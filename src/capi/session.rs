@@ -54,7 +54,8 @@ impl Seat {
         let program = self.model.program();
         let worn = Worn::new(&self.model, stack)?;
         let room = worn.room(program);
-        if !self.room.holds(room) {
+        // positions in front that are not planned for are taken from the context
+        if !self.room.holds(Room { lead: 0, ..room }) {
             let most = format!("at most {} (adapter_rank of the session)", self.room);
             return Err(Error::expected(Kind::Argument, "adapters", most, room).into());
         }

@@ -29,7 +29,6 @@ pub struct EngineOptions {
     pub rows: usize,
     /// Rounding of keys and values.
     pub kv: Precision,
-    /// Hidden numbers per row around the products of one input, of the largest layer that will be worn. For LoRA: the
     /// For the largest adapters that will be worn together (`Worn::room`).
     pub room: Room,
 }

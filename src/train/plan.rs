@@ -205,7 +205,7 @@ impl RunPlan {
             let text = format!("lora-plus-ratio: {} has no B that could learn faster", layer.method().name);
             wrong.push(Error::new(Kind::Argument, text));
         }
-        if options.dropout > 0.0 && layer.method().leads() {
+        if options.dropout > 0.0 && !layer.method().drops() {
             let text = format!("dropout: {} has no inputs that could be dropped", layer.method().name);
             wrong.push(Error::new(Kind::Argument, text));
         }

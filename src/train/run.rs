@@ -465,9 +465,10 @@ impl Run {
     }
 
     /// Takes the layer of the best evaluation back, if it was kept; the steps behind it.
-    fn leave_best(&self) -> Option<u64> {
+    fn leave_best(&mut self) -> Option<u64> {
         let best = self.progress.best().filter(|_| self.options.keep_best)?;
         guard::copy(&self.best, self.trainer.layer().params());
+        self.trainer.settle();
         Some(self.progress.evaluations[best].step)
     }
 
@@ -561,6 +562,7 @@ impl Run {
             (None, Some(here), _) => here,
             (None, None, Some(good)) => {
                 guard::copy(&self.good, self.trainer.layer().params());
+                self.trainer.settle();
                 good
             }
             (None, None, None) => 0,

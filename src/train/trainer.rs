@@ -259,7 +259,7 @@ impl Trainer {
     }
 
     /// What follows from the layer's new numbers.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let Trainer { backend, layer, model, options, .. } = self;
         layer.settle(model, options.level, &mut |n, f| backend.each(n, f));
     }

@@ -89,7 +89,10 @@ pub(super) fn make(names: &Names, adapter: &Adapter) -> Option<Result<Value>> {
             Ok(more) => more,
             Err(e) => return Some(Err(e)),
         },
-        "adalora" => triplets(&with),
+        "adalora" => match triplets(&with) {
+            Ok(more) => more,
+            Err(e) => return Some(Err(e)),
+        },
         _ => return None,
     };
     config.as_object_mut().expect("it is an object").extend(more);
@@ -123,7 +126,15 @@ fn ranked(with: &[With], rank_of: impl Fn(&Part) -> usize, more: &[(&str, Value)
 }
 
 /// One rank for all places, that of the largest, and masks of the others: which of them are true means nothing any more.
-fn triplets(with: &[With]) -> Map<String, Value> {
+///
+/// # Errors
+/// `Unsupported` where scales differ, for which there is no pattern.
+fn triplets(with: &[With]) -> Result<Map<String, Value>> {
+    if let Some((_, p, module)) = with.iter().find(|(_, p, _)| p.scale != with[0].1.scale) {
+        let expected = format!("that of all others, {}, which PEFT has one number for", with[0].1.scale);
+        let error = Error::expected(Kind::Unsupported, "scale", expected, p.scale);
+        return Err(error.at(Place::Tensor(module.clone())));
+    }
     let rank = with.iter().map(|(_, p, _)| p.rank).max().unwrap_or(1);
     let alpha = with.first().map_or(1.0, |(_, p, _)| alpha_for(p, rank as f64 + 1e-5));
     let mask = |kept: usize| (0..rank).map(|j| j < kept).collect::<Vec<bool>>();
@@ -145,7 +156,7 @@ fn triplets(with: &[With]) -> Map<String, Value> {
         ("deltaT", json!(1)),
         ("total_step", json!(1)),
     ];
-    all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    Ok(all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 /// The settings by which PEFT cuts the factors as they are.

@@ -2,11 +2,13 @@
 
 use super::Args;
 use crate::cli::{options, stop, terminal};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use onlay::adapter::{Adapter, Worn};
+use onlay::error::{Error, Kind};
 use onlay::eval::{Forgetting, forgetting, within};
 use onlay::model::{Model, Options, Runner};
 use onlay::train::Set;
+use onlay_kernels::Level;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -60,9 +62,17 @@ pub fn hold(
     eval: &Set,
 ) -> Result<(Adapter, Control)> {
     let adapter = Arc::new(adapter);
-    let wear = |scale: f32| Worn::new(model, vec![(Arc::clone(&adapter), scale)]);
-    let longest = control.examples.iter().chain(&eval.examples).map(|e| e.rows()).max().unwrap_or(1).max(1);
     let level = options::level()?;
+    // at another scale, the layer that would be written: what cannot be worn with a weight may still have one such
+    let wear = |scale: f32| -> onlay::Result<Worn> {
+        let adapter = if scale == 1.0 {
+            Arc::clone(&adapter)
+        } else {
+            Arc::new(scaled(&adapter, model, level, scale)?)
+        };
+        Worn::new(model, vec![(adapter, 1.0)])
+    };
+    let longest = control.examples.iter().chain(&eval.examples).map(|e| e.rows()).max().unwrap_or(1).max(1);
     let options = Options {
         level,
         threads: args.machine.count(),
@@ -106,13 +116,18 @@ pub fn hold(
     if let Some(Value::Object(metrics)) = &mut manifest.metrics {
         metrics.insert("control".into(), done.json());
     }
+    let written = scaled(&adapter, model, level, scale)?;
+    let written = Adapter::new(adapter.name(), written.to_lora(), manifest, model.program())?;
+    Ok((written, done))
+}
+
+/// The layer that does `scale` times what it did. A run whose method has no such numbers is refused before it starts.
+fn scaled(adapter: &Adapter, model: &Model, level: Level, scale: f32) -> onlay::Result<Adapter> {
     let mut layer = adapter.to_lora();
     if scale != 1.0 {
-        // a run whose method has no such numbers is refused before it starts
-        layer = layer.times(model, level, scale).context("this layer cannot be scaled")?;
+        let no = || Error::new(Kind::Unsupported, "this layer cannot be scaled");
+        layer = layer.times(model, level, scale).ok_or_else(no)?;
         layer.settle(model, level, &mut |n, f| (0..n).for_each(f));
     }
-    let scaled =
-        Adapter::new(adapter.name(), layer, manifest, model.program()).context("the scaled layer")?;
-    Ok((scaled, done))
+    Adapter::new(adapter.name(), layer, adapter.manifest().clone(), model.program())
 }

@@ -117,7 +117,7 @@ pub struct Args {
     /// Share of its inputs that is dropped while learning
     #[arg(long, value_name = "D", default_value_t = 0.0, help_heading = "Layer")]
     pub dropout: f64,
-    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: all; of ia3 k,v,down; of prefix, prompt and ptuning front]
+    /// Where it is fastened: all, attn, mlp, head, or names between commas such as q,v or blk.2-5.attn [default: the method's: all, or k,v,down (ia3), q,k,v (parallel), gate,up,down (series), v (bias), norms, tokens, front (prefix, prompt, ptuning)]
     #[arg(long, value_name = "LIST", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub targets: Option<String>,
     /// The tokens whose embeddings learn (--method tokens), between commas: numbers, or tokens as the vocabulary spells them
@@ -126,8 +126,8 @@ pub struct Args {
     /// Virtual tokens in front of every sequence: prefix, prompt, ptuning [default: 20]
     #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
     pub virtual_tokens: Option<usize>,
-    /// Learn prefix or ptuning through a network with N hidden numbers [default: none; of ptuning the model's width]
-    #[arg(long, value_name = "N", value_parser = at_least_1, conflicts_with = "init_adapter", help_heading = "Layer")]
+    /// Learn prefix or ptuning through a network with N hidden numbers, 0: without [default: 0; of ptuning the model's width]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter", help_heading = "Layer")]
     pub encoder: Option<usize>,
     /// Begin with this layer instead of a new one
     #[arg(long, value_name = "PATH", help_heading = "Layer")]
@@ -155,7 +155,7 @@ pub struct Args {
     #[arg(long, value_name = "W", help_heading = "Objective")]
     undesirable_weight: Option<f64>,
 
-    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3, vera and bias, 3 times for series and parallel, 6 times for loha, lokr and adalora,
+    /// Peak learning rate [default: 5e-4·(2000/width)^0.781, a fit over Llama models; 20 times that for ia3, vera and bias, 5 times for norms and tokens, a tenth for full and hft, 3 times for series and parallel, 6 times for loha, lokr and adalora,
     /// 100 times for prefix and prompt, 3 times with an encoder, a twentieth for judged rows]
     #[arg(long, value_name = "L", help_heading = "Recipe")]
     pub learning_rate: Option<f64>,
@@ -257,6 +257,11 @@ impl Args {
             ("undesirable-weight", self.undesirable_weight),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// Whether it was said in which steps ranks are given up.
+    pub fn schedules_ranks(&self) -> bool {
+        self.tinit.or(self.tfinal).or(self.delta_t).is_some()
     }
 
     /// How ranks are given up, if anything was said of it or the method does so.

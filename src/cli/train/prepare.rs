@@ -60,6 +60,11 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             let expected = "a number of minutes above 0";
             wrong.push(Error::expected(Kind::Argument, "search", expected, minutes));
         }
+        if args.schedules_ranks() {
+            let text =
+                "search: trials are of other lengths than --tinit, --tfinal and --delta-t are made for";
+            wrong.push(Error::new(Kind::Argument, text));
+        }
         if args.eval_data.is_none() && args.eval_split.is_none() {
             let text = "search: expected held-out rows to judge by (--eval-data or --eval-split), found none";
             wrong.push(Error::new(Kind::Argument, text));
