@@ -47,7 +47,7 @@ static KEYS: [Key; 6] = [
 ];
 
 /// The most hidden numbers of a row, and the most numbers of a factor that is made of a pair.
-const MOST: (usize, usize) = (1 << 16, 1 << 22);
+const MOST: (usize, usize) = (1 << 14, 1 << 22);
 
 /// How the sizes of a product are cut.
 #[derive(Clone, Copy, Debug)]

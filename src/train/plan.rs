@@ -6,7 +6,7 @@ use super::compare::Comparing;
 use super::moments::Optimizer;
 use super::objective::{Goal, OBJECTIVES, Objective};
 use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, TrainOptions, Trainer};
-use crate::adapter::Lora;
+use crate::adapter::{Lora, Part};
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
 use crate::ops::Delta;
@@ -201,7 +201,8 @@ impl RunPlan {
         if layer.is_empty() {
             wrong.push(Error::new(Kind::Argument, "the layer has no part that could learn"));
         }
-        if options.recipe.plus != 1.0 && !layer.method().paired {
+        let fast = |p: &Part| p.learned().iter().any(|(at, fast)| *fast && !at.is_empty());
+        if options.recipe.plus != 1.0 && !layer.parts().iter().flatten().any(fast) {
             let text = format!("lora-plus-ratio: {} has no B that could learn faster", layer.method().name);
             wrong.push(Error::new(Kind::Argument, text));
         }

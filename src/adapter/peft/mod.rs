@@ -73,6 +73,8 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
     let names = Names::of(model.program());
     let method = Method::named(config.method).ok();
     let mut gather = Gather::new(model.program(), &names, wrong).of(method);
+    // rows of a table that the head shares, a second time
+    let mut again = None;
     for name in tensors.names() {
         let half = || -> Result<_> {
             let flat = key_of(&name, |key| key.peft).is_some_and(|(_, key)| key.flat);
@@ -85,6 +87,10 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
             continue;
         }
         match place_of(&names, &config, &name) {
+            Ok(None) if name.ends_with(tokens::KEYS[1].peft) => {
+                let shape = gather.wrong.keep(tensors.shape(&name, false).map_err(|e| e.at(shown(&name))));
+                again = shape.map(|_| name.clone());
+            }
             Ok(None) => {}
             // where AdaLoRA has left nothing
             Ok(Some(_)) if config.method == "adalora" && tensors.is_empty(&name) => {}
@@ -113,6 +119,15 @@ pub(super) fn read(directory: &Path, model: &Model) -> Result<Found> {
         },
         |_, _, _| Ok(()),
     )?;
+    if let Some(name) = again {
+        let table = model.program().table_place();
+        let rows = lora.params().read(table);
+        let first = lora.parts().get(table).and_then(|p| Some(p.as_ref()?.rank)).unwrap_or(rows.len());
+        if tensors.numbers(&name)? != rows[first..] {
+            let text = "is not what the table's rows are, which the head shares";
+            return Err(Error::new(Kind::Format, text).at(shown(&name)));
+        }
+    }
     let method = Method::named(config.method)?;
     if !lora.parts().iter().flatten().all(|p| method.has(p.effect)) {
         let (expected, found) = (method.name, lora.method().name);
