@@ -266,6 +266,15 @@ fn few() -> Vec<Case> {
         Case { objective: "dpo", batch: 4, ..p() },
         Case { objective: "kto", eval: true, ..p() },
         Case { targets: "blk.3.attn", ctx: 1024, batch: 2, optimizer: eight, ..p() },
+        Case { method: "adalora", rank: 32, ..p() },
+        Case { method: "loha", rank: 8, ..p() },
+        Case { method: "lokr", keep: Keep::Registers, rows: Some(1024), ..p() },
+        Case { method: "series", targets: "gate,up,down", dropout: 0.1, ..p() },
+        Case { method: "prefix", targets: "front", ..p() },
+        Case { method: "ptuning", targets: "front", ..p() },
+        Case { model: "wide", method: "full", rows: None, batch: 2, ..p() },
+        Case { model: "wide", method: "hft", rows: None, batch: 2, optimizer: eight, ..p() },
+        Case { method: "norms", targets: "norms", ..p() },
     ]
 }
 
@@ -303,6 +312,10 @@ fn all() -> Vec<Case> {
             objective,
             eval: one(3) == 0,
         });
+        let last = all.last_mut().expect("just put there");
+        if !Method::named(last.method).unwrap().drops() {
+            last.dropout = 0.0;
+        }
     }
     all
 }
