@@ -1,6 +1,6 @@
 //! `onlay train`, killed at random moments and continued, writes the bytes of a run that nobody disturbed.
 //!
-//! `ONLAY_TEST_KILLS` sets how many kills there are.
+//! `ONLAY_TEST_KILLS` sets how many kills there are of every kind of layer.
 #![cfg(feature = "cli")]
 
 #[path = "support/cli.rs"]
@@ -13,17 +13,17 @@ use std::time::Instant;
 use support::vectors;
 
 /// A run with everything that must survive: dropout, shuffling, evaluations, the best layer, a log and a report.
-fn train(folder: &Scratch, threads: usize) -> std::process::Command {
+fn train(folder: &Scratch, threads: usize, layer: &str) -> std::process::Command {
     let mut command = onlay();
     let vectors = vectors();
     command.arg("train").arg(vectors.join("llama/F32.gguf"));
     command.arg("--data").arg(vectors.join("llama/curve/data.jsonl")).arg("-o").arg(folder.join("my.gguf"));
     command.arg("--log").arg(folder.join("log.jsonl")).arg("--report").arg(folder.join("report.html"));
     command.args(
-        "--rank 2 --ctx 100 --batch-size 4 --max-steps 20 --eval-split 0.2 --eval-every 6 --keep-best"
-            .split(' '),
+        "--ctx 100 --batch-size 4 --max-steps 20 --eval-split 0.2 --eval-every 6 --keep-best".split(' '),
     );
-    command.args("--dropout 0.1 --learning-rate 1e-2 --checkpoint-every 2 --resume --json".split(' '));
+    command.args("--learning-rate 1e-2 --checkpoint-every 2 --resume --json".split(' '));
+    command.args(layer.split(' '));
     command.args(["--threads", &threads.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
@@ -31,20 +31,41 @@ fn train(folder: &Scratch, threads: usize) -> std::process::Command {
 
 #[test]
 fn killed_at_any_moment_it_writes_the_same_bytes() {
-    let whole = Scratch::new("kill-whole");
+    kill("--rank 2 --dropout 0.1", 20);
+}
+
+/// Layers with more to remember than numbers, gradients and moments; and moments in 8 bits.
+#[test]
+fn so_does_every_other_kind_of_layer() {
+    for layer in [
+        "--method adalora --rank 3 --dropout 0.1",
+        "--method ptuning --virtual-tokens 4",
+        "--method hft --optimizer adamw8bit",
+        "--method dora --rank 2 --dropout 0.1",
+        "--method series --rank 2 --scale learned",
+    ] {
+        kill(layer, 4);
+    }
+}
+
+/// Kills runs so many times.
+fn kill(layer: &str, usual: usize) {
+    let name = layer.replace([' ', '-'], "");
+    let whole = Scratch::new(&format!("kill-{name}"));
     let start = Instant::now();
-    assert!(train(&whole, 2).output().unwrap().status.success());
+    let first = train(&whole, 2, layer).output().unwrap();
+    assert!(first.status.success(), "{layer}: {}", String::from_utf8_lossy(&first.stderr));
     let span = start.elapsed();
     let want = std::fs::read(whole.join("my.gguf")).unwrap();
     let log = std::fs::read_to_string(whole.join("log.jsonl")).unwrap();
-    let wanted = std::env::var("ONLAY_TEST_KILLS").map_or(20, |n| n.parse().expect("a number"));
+    let wanted = std::env::var("ONLAY_TEST_KILLS").map_or(usual, |n| n.parse().expect("a number"));
     let mut rng = Rng::new(u64::from(std::process::id()));
     let (mut kills, mut runs, mut written) = (0, 0, 0);
     while kills < wanted {
-        let folder = Scratch::new(&format!("kill-{runs}"));
+        let folder = Scratch::new(&format!("kill-{name}-{runs}"));
         runs += 1;
         loop {
-            let mut child = train(&folder, 1 + rng.below(2) as usize).spawn().unwrap();
+            let mut child = train(&folder, 1 + rng.below(2) as usize, layer).spawn().unwrap();
             std::thread::sleep(span.mul_f32(1.1 * rng.uniform()));
             let _ = child.kill();
             let done = child.wait_with_output().unwrap();
