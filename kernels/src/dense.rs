@@ -73,7 +73,9 @@ levels! {
                 let body: [&[[T; LANES]]; 4] = core::array::from_fn(|i| &row[i].0[..len]);
                 let xs: [&[[f32; LANES]]; 4] = core::array::from_fn(|c| &column[c].0[..len]);
                 let mut acc = [[simd::wide::zero(); 4]; 4];
+                let lines = (R::N * row_bytes / 64).div_ceil(len.max(1));
                 for i in 0..len {
+                    at::quads::ask(w, i * lines, lines);
                     let mut x = [simd::wide::zero(); 4];
                     for c in 0..C::N {
                         x[c] = simd::wide::load(&xs[c][i]);

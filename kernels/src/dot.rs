@@ -9,248 +9,227 @@
 //! The inner sums are exact integers. [`crate::panel`] computes the same numbers in the same order for many rows of
 //! activations.
 //!
-//! # Memory
-//! A core reads memory fastest in a straight line: the hardware's prefetcher follows a few long streams, and eight rows
-//! side by side are eight short ones. So rows are taken two at a time, eight blocks of each at once: eight exact block
-//! sums from one tree of additions, then eight fused multiply-adds in order.
+//! # Order of work
+//! As many rows of weights as a register has lanes go together, block by block, laid in quads ([`crate::quads`]): each
+//! weight is unpacked once for all columns, and the f32 sums of all rows are one vector. A core reads memory fastest in a
+//! straight line, which so many rows side by side are not: while a group of rows is multiplied, the next one is asked for,
+//! line after line.
 //!
 //! # Shapes
 //! `w`: r rows of `row_bytes`; `x`: at most [`COLUMNS`] rows in the row layout; `y[c·stride + r]`.
 
-use crate::acts::Acts;
-use crate::count::{Count, Four, One, Three, Two};
+use crate::acts::{Acts, both};
+use crate::count::{Count, Eight, Five, Four, One, Seven, Six, Three, Two};
 use crate::quant::Blocked;
 
 /// The most rows of activations one call takes.
-pub const COLUMNS: usize = 4;
+pub const COLUMNS: usize = 8;
 
-/// Rows of weights taken together: two chains of additions hide each other's latency.
-const ROWS: usize = 2;
-
-/// How far ahead memory is asked for.
-const AHEAD: usize = 4096;
-
-/// Eight blocks of one row of activations.
-#[derive(Clone, Copy)]
-struct Eight<'a> {
-    d: &'a [f32],
-    sums: &'a [i32],
-}
-
-/// Up to eight numbers and zeros.
-#[inline(always)]
-fn eight<T: Copy + Default>(x: &[T]) -> [T; 8] {
-    match x.first_chunk::<8>() {
-        Some(x) => *x,
-        None => core::array::from_fn(|i| x.get(i).copied().unwrap_or_default()),
-    }
-}
+/// Columns whose sums stay in registers, at every level.
+const TOGETHER: usize = 8;
 
 levels! {
     {
-        /// Asks for the j-th of eight shares of what the same place will be read `ahead` bytes further on: evenly, since
-        /// a core has few places for lines on their way.
-        fn ask[T: bytemuck::Pod](blocks: &[T], ahead: usize, j: usize) {
-            let lines = (8 * size_of::<T>()).div_ceil(64);
-            for line in j * lines / 8..(j + 1) * lines / 8 {
-                simd::prefetch(blocks.as_ptr().cast::<u8>().wrapping_add(ahead + 64 * line));
-            }
-        }
-
-        /// The chain of one row and column over up to eight blocks: exact sums `t` (and `u` of the minima).
-        fn chain[F: Blocked](acc: f32, n: usize, p: simd::Floats, t: simd::Floats, m: simd::Floats, u: simd::Floats) -> f32 {
-            let (p, t): ([f32; 8], [f32; 8]) = (bytemuck::must_cast(p), bytemuck::must_cast(t));
-            let (m, u): ([f32; 8], [f32; 8]) = (bytemuck::must_cast(m), bytemuck::must_cast(u));
-            let mut acc = acc;
-            for j in 0..n {
-                acc = simd::fma1(p[j], t[j], acc);
-                if F::MIN {
-                    acc = simd::fma1(m[j], u[j], acc);
-                }
-            }
-            acc
-        }
-
-        fn blocks[F: Blocked, C: Fn(&F::Block) -> simd::Bytes](
-            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, chunk: C) {
+        fn blocks[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2]](
+            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, pieces: Q) {
             match x.q.len() / x.k {
-                1 => blocks_of::<F, C, One>(w, row_bytes, x, y, stride, chunk),
-                2 => blocks_of::<F, C, Two>(w, row_bytes, x, y, stride, chunk),
-                3 => blocks_of::<F, C, Three>(w, row_bytes, x, y, stride, chunk),
-                4 => blocks_of::<F, C, Four>(w, row_bytes, x, y, stride, chunk),
-                n => unreachable!("dot takes 1 to 4 columns, not {n}"),
+                1 => blocks_of::<F, Q, One>(w, row_bytes, x, y, stride, pieces),
+                2 => blocks_of::<F, Q, Two>(w, row_bytes, x, y, stride, pieces),
+                3 => blocks_of::<F, Q, Three>(w, row_bytes, x, y, stride, pieces),
+                4 => blocks_of::<F, Q, Four>(w, row_bytes, x, y, stride, pieces),
+                5 => blocks_of::<F, Q, Five>(w, row_bytes, x, y, stride, pieces),
+                6 => blocks_of::<F, Q, Six>(w, row_bytes, x, y, stride, pieces),
+                7 => blocks_of::<F, Q, Seven>(w, row_bytes, x, y, stride, pieces),
+                8 => blocks_of::<F, Q, Eight>(w, row_bytes, x, y, stride, pieces),
+                n => unreachable!("dot takes 1 to 8 columns, not {n}"),
             }
         }
 
-        fn blocks_of[F: Blocked, C: Fn(&F::Block) -> simd::Bytes, N: Count](
-            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, chunk: C) {
+        fn blocks_of[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2], N: Count](
+            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, pieces: Q) {
+            const L: usize = simd::wide::LANES;
             let len = x.k / 32;
-            let q: [&[[i8; 32]]; 4] = core::array::from_fn(|c| {
-                let c = c.min(N::N - 1);
-                &x.q[c * x.k..(c + 1) * x.k].as_chunks::<32>().0[..len]
-            });
-            let per: [Eight<'_>; 4] = core::array::from_fn(|c| {
-                let c = c.min(N::N - 1) * len;
-                Eight { d: &x.d[c..c + len], sums: &x.sums[c..c + len] }
-            });
-            let ahead = AHEAD.next_multiple_of(ROWS * row_bytes);
-            for (pair, rows) in w.chunks(ROWS * row_bytes).enumerate() {
+            let (q, _) = x.q.as_chunks::<16>();
+            let (q, _) = q.as_chunks::<2>();
+            let (q, xd, xs) = (&q[..N::N * len], &x.d[..N::N * len], &x.sums[..N::N * len]);
+            let offset = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
+            let steps = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            let lines = (L * row_bytes / 64).div_ceil(len);
+            for (g, rows) in w.chunks(L * row_bytes).enumerate() {
                 let n = rows.len() / row_bytes;
-                let row: [&[F::Block]; ROWS] = core::array::from_fn(|i| {
-                    &bytemuck::cast_slice(&rows[i.min(n - 1) * row_bytes..][..row_bytes])[..len]
-                });
-                let mut acc = [[0f32; 4]; ROWS];
-                let mut b = 0;
-                while b < len {
-                    let count = (len - b).min(8);
-                    for i in 0..ROWS {
-                        let block = &row[i][b..b + count];
-                        let whole = block.len() == 8;
-                        let d = simd::load_f16(&core::array::from_fn(|j| block.get(j).map_or(0, |b| F::d(b))));
-                        let m = if F::MIN {
-                            simd::load_f16(&core::array::from_fn(|j| block.get(j).map_or(0, |b| F::m(b))))
-                        } else {
-                            simd::zero()
-                        };
-                        let mut kept = [simd::zero_ints(); 8];
-                        for c in 0..N::N {
-                            let x = &q[c][b..b + count];
-                            let product = |w: simd::Bytes, j: usize| {
-                                let x = simd::load_signed(&x[j]);
-                                if F::SIGNED { simd::dot_ss(w, x) } else { simd::dot_us(w, x) }
-                            };
-                            let mut parts = [simd::zero_ints(); 8];
-                            if whole {
-                                for j in 0..8 {
-                                    if c == 0 {
-                                        ask(block, ahead, j);
-                                    }
-                                    let w = if c == 0 { chunk(&block[j]) } else { simd::as_bytes(kept[j]) };
-                                    if N::N > 1 && c == 0 {
-                                        kept[j] = simd::as_ints(w);
-                                    }
-                                    parts[j] = product(w, j);
-                                }
-                            } else {
-                                for j in 0..count {
-                                    parts[j] = product(chunk(&block[j]), j);
-                                }
-                            }
-                            let total = simd::sum_pairs(eight(&per[c].sums[b..b + count]));
-                            let sum = simd::sum_each(parts);
-                            let sum = if F::OFFSET == 0 {
-                                sum
-                            } else {
-                                simd::sub_ints(sum, simd::mul_ints(total, simd::splat_int(F::OFFSET)))
-                            };
-                            let dx = simd::load(&eight(&per[c].d[b..b + count]));
-                            let (p, t) = (simd::mul(d, dx), simd::from_ints(sum));
-                            let u = simd::mul(dx, simd::from_ints(total));
-                            // eight is what the loop is unrolled for
-                            acc[i][c] = chain::<F>(acc[i][c], if whole { 8 } else { count }, p, t, m, u);
-                        }
-                    }
-                    b += 8;
-                }
-                for c in 0..N::N {
-                    for i in 0..n {
-                        y[c * stride + ROWS * pair + i] = acc[i][c];
-                    }
-                }
-            }
-        }
-
-        fn supers[F: Blocked, C: Fn(&F::Block, usize) -> simd::Bytes,
-                  S: Fn(&F::Block) -> (simd::Words, simd::Words)](
-            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, chunk: C, scales: S) {
-            match x.q.len() / x.k {
-                1 => supers_of::<F, C, S, One>(w, row_bytes, x, y, stride, chunk, scales),
-                2 => supers_of::<F, C, S, Two>(w, row_bytes, x, y, stride, chunk, scales),
-                3 => supers_of::<F, C, S, Three>(w, row_bytes, x, y, stride, chunk, scales),
-                4 => supers_of::<F, C, S, Four>(w, row_bytes, x, y, stride, chunk, scales),
-                n => unreachable!("dot takes 1 to 4 columns, not {n}"),
-            }
-        }
-
-        fn supers_of[F: Blocked, C: Fn(&F::Block, usize) -> simd::Bytes,
-                     S: Fn(&F::Block) -> (simd::Words, simd::Words), N: Count](
-            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, chunk: C, scales: S) {
-            let len = x.k / 256;
-            let q: [&[[[i8; 32]; 8]]; 4] = core::array::from_fn(|c| {
-                let c = c.min(N::N - 1);
-                &x.q[c * x.k..(c + 1) * x.k].as_chunks::<32>().0.as_chunks::<8>().0[..len]
-            });
-            let d: [&[f32]; 4] = core::array::from_fn(|c| &x.d[c.min(N::N - 1) * len..][..len]);
-            let sums: [&[[i32; 8]]; 4] =
-                core::array::from_fn(|c| &x.sums[c.min(N::N - 1) * 8 * len..].as_chunks::<8>().0[..len]);
-            for (r, row) in w.chunks_exact(row_bytes).enumerate() {
-                let row = &bytemuck::cast_slice::<u8, F::Block>(row)[..len];
-                let mut acc = [0f32; 4];
-                let mut b = 0;
-                while b < len {
-                    let count = (len - b).min(8);
-                    let blocks = &row[b..b + count];
-                    let mut sum = [[simd::zero_ints(); 8]; 4];
-                    let mut low = [[simd::zero_ints(); 8]; 4];
-                    for (i, block) in blocks.iter().enumerate() {
-                        let (s, m) = scales(block);
-                        let mut pair = [0; 16];
-                        if F::SUB == 16 {
-                            simd::store_scale_pairs(&mut pair, s);
-                        } else {
-                            pair[..8].copy_from_slice(&bytemuck::must_cast::<_, [u32; 8]>(s));
-                        }
-                        let mut total = [simd::zero_ints(); 4];
-                        ask(blocks, AHEAD, i);
-                        for j in 0..8 {
-                            let w = chunk(block, j);
-                            let scale = if F::SUB == 16 {
-                                simd::scales_of(pair[2 * j], pair[2 * j + 1])
-                            } else {
-                                simd::splat_pair(pair[j])
-                            };
-                            for c in 0..N::N {
-                                let x = simd::load_signed(&q[c][b + i][j]);
-                                let p = if F::SIGNED {
-                                    simd::dot_ss_scaled(w, x, scale)
-                                } else {
-                                    simd::dot_us_scaled(w, x, scale)
-                                };
-                                total[c] = simd::add_ints(total[c], p);
-                            }
-                        }
-                        for c in 0..N::N {
-                            let x: simd::Words = simd::load_words(bytemuck::must_cast_ref(&sums[c][b + i]));
-                            if F::MIN {
-                                low[c][i] = simd::madd(m, x);
-                            } else if F::OFFSET != 0 {
-                                let off = simd::mul_words(s, simd::splat_word(-F::OFFSET as i16));
-                                total[c] = simd::add_ints(total[c], simd::madd(off, x));
-                            }
-                            sum[c][i] = total[c];
-                        }
-                    }
-                    let wd = simd::load_f16(&core::array::from_fn(|i| blocks.get(i).map_or(0, |b| F::d(b))));
-                    let wm = if F::MIN {
-                        simd::load_f16(&core::array::from_fn(|i| blocks.get(i).map_or(0, |b| F::m(b))))
+                let all: &[F::Block] = bytemuck::cast_slice(rows);
+                // rows that are not there are the last one again
+                let first: [usize; L] = core::array::from_fn(|r| r.min(n - 1) * len);
+                let mut acc = [simd::wide::zero(); TOGETHER];
+                for b in 0..len {
+                    at::quads::ask(rows, b * lines, lines);
+                    let row: [&F::Block; L] = core::array::from_fn(|r| &all[first[r] + b]);
+                    let quad: [[simd::wide::Bytes; 2]; 4] = core::array::from_fn(|i| {
+                        let q = pieces(core::array::from_fn(|p| row[4 * p + i]));
+                        [at::quads::offset::<F>(q[0]), at::quads::offset::<F>(q[1])]
+                    });
+                    let d = simd::wide::load_f16(&core::array::from_fn(|r| F::d(row[r])));
+                    let m = if F::MIN {
+                        simd::wide::load_f16(&core::array::from_fn(|r| F::m(row[r])))
                     } else {
-                        simd::zero()
+                        simd::wide::zero()
                     };
                     for c in 0..N::N {
-                        let dx = simd::load(&eight(&d[c][b..b + count]));
-                        let t = simd::from_ints(simd::sum_each(sum[c]));
-                        let (m, u) = if F::MIN {
-                            let m = simd::mul(wm, dx);
-                            (simd::sub(simd::zero(), m), simd::from_ints(simd::sum_each(low[c])))
+                        let at = c * len + b;
+                        let x = [simd::wide::splat_piece(&q[at][0]), simd::wide::splat_piece(&q[at][1])];
+                        let sums: [simd::wide::Ints; 4] = core::array::from_fn(|i| {
+                            let step = |acc, h: usize| {
+                                if F::SIGNED {
+                                    simd::wide::step_ss(acc, quad[i][h], x[h])
+                                } else {
+                                    simd::wide::step_us(acc, quad[i][h], x[h])
+                                }
+                            };
+                            let none = simd::wide::zero_partial();
+                            let zero = simd::wide::zero_ints();
+                            if steps == 1 {
+                                let first = simd::wide::widen_plain(zero, step(none, 0));
+                                return simd::wide::widen_plain(first, step(none, 1));
+                            }
+                            simd::wide::widen_plain(zero, step(step(none, 0), 1))
+                        });
+                        let t = simd::wide::sum_pieces(sums);
+                        let sum = if F::MIN || offset != 0 { both(xs[at]) } else { 0 };
+                        let t = if offset == 0 {
+                            t
                         } else {
-                            (simd::zero(), simd::zero())
+                            simd::wide::sub_ints(t, simd::wide::splat_int(offset * sum))
                         };
-                        acc[c] = chain::<F>(acc[c], count, simd::mul(wd, dx), t, m, u);
+                        let dx = simd::wide::splat(xd[at]);
+                        acc[c] = simd::wide::fma(simd::wide::mul(d, dx), simd::wide::from_ints(t), acc[c]);
+                        if F::MIN {
+                            acc[c] = simd::wide::fma(m, simd::wide::splat(xd[at] * sum as f32), acc[c]);
+                        }
                     }
-                    b += 8;
                 }
                 for c in 0..N::N {
-                    y[c * stride + r] = acc[c];
+                    give(acc[c], &mut y[c * stride + g * L..][..n]);
+                }
+            }
+        }
+
+        /// The first lanes.
+        fn give(acc: simd::wide::Floats, y: &mut [f32]) {
+            match y.first_chunk_mut() {
+                Some(y) => simd::wide::store(y, acc),
+                None => at::math::store_part(y, acc),
+            }
+        }
+
+        fn supers[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES], usize) -> [simd::wide::Bytes; 8],
+                  S: Fn([&F::Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2])](
+            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, pieces: Q, factors: S) {
+            match x.q.len() / x.k {
+                1 => supers_of::<F, Q, S, One>(w, row_bytes, x, y, stride, pieces, factors),
+                2 => supers_of::<F, Q, S, Two>(w, row_bytes, x, y, stride, pieces, factors),
+                3 => supers_of::<F, Q, S, Three>(w, row_bytes, x, y, stride, pieces, factors),
+                4 => supers_of::<F, Q, S, Four>(w, row_bytes, x, y, stride, pieces, factors),
+                5 => supers_of::<F, Q, S, Five>(w, row_bytes, x, y, stride, pieces, factors),
+                6 => supers_of::<F, Q, S, Six>(w, row_bytes, x, y, stride, pieces, factors),
+                7 => supers_of::<F, Q, S, Seven>(w, row_bytes, x, y, stride, pieces, factors),
+                8 => supers_of::<F, Q, S, Eight>(w, row_bytes, x, y, stride, pieces, factors),
+                n => unreachable!("dot takes 1 to 8 columns, not {n}"),
+            }
+        }
+
+        fn supers_of[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES], usize) -> [simd::wide::Bytes; 8],
+                     S: Fn([&F::Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]),
+                     N: Count](
+            w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize, pieces: Q, factors: S) {
+            const L: usize = simd::wide::LANES;
+            let len = x.k / 256;
+            let (q, _) = x.q.as_chunks::<16>();
+            let (q, _) = q.as_chunks::<8>();
+            let (q, _) = q.as_chunks::<2>();
+            let (xs, _) = x.sums.as_chunks::<4>();
+            let (xs, _) = xs.as_chunks::<2>();
+            let (q, xd, xs) = (&q[..N::N * len], &x.d[..N::N * len], &xs[..N::N * len]);
+            let biased = F::MIN || F::OFFSET != 0 || (F::SIGNED && simd::wide::SIGNED_OFFSET != 0);
+            let steps = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            // four products of unsigned quants in each lane, for as many pieces as share a scale
+            let small = const { !F::SIGNED && F::MAX * 127 * 4 * (F::SUB as u32 / 16) < 1 << 15 };
+            let lines = (L * row_bytes / 64).div_ceil(8 * len);
+            for (g, rows) in w.chunks(L * row_bytes).enumerate() {
+                let n = rows.len() / row_bytes;
+                let all: &[F::Block] = bytemuck::cast_slice(rows);
+                let first: [usize; L] = core::array::from_fn(|r| r.min(n - 1) * len);
+                let mut acc = [simd::wide::zero(); TOGETHER];
+                for b in 0..len {
+                    let row: [&F::Block; L] = core::array::from_fn(|r| &all[first[r] + b]);
+                    let mut sums = [[simd::wide::zero_ints(); 4]; TOGETHER];
+                    let mut lows = [[simd::wide::zero_ints(); 4]; TOGETHER];
+                    for i in 0..4 {
+                        let block: [&F::Block; simd::wide::PIECES] = core::array::from_fn(|p| row[4 * p + i]);
+                        let (s, m) = factors(block);
+                        let bias = at::quads::bias::<F>(s, m);
+                        let mut total = [simd::wide::zero_ints(); TOGETHER];
+                        if biased {
+                            for c in 0..N::N {
+                                let xs = &xs[c * len + b];
+                                let low = simd::wide::madd(
+                                    simd::wide::zero_ints(), bias[0], simd::wide::splat_sums(&xs[0]));
+                                let low = simd::wide::madd(low, bias[1], simd::wide::splat_sums(&xs[1]));
+                                if F::MIN {
+                                    lows[c][i] = low;
+                                } else {
+                                    total[c] = low;
+                                }
+                            }
+                        }
+                        for h in 0..2 {
+                            at::quads::ask(rows, (8 * b + 2 * i + h) * lines, lines);
+                            let quads = pieces(block, h);
+                            for j in 0..4 {
+                                let w = [at::quads::offset::<F>(quads[2 * j]), at::quads::offset::<F>(quads[2 * j + 1])];
+                                let scale = simd::wide::pick(s[h], 2 * j);
+                                let second = if F::SUB == 16 { simd::wide::pick(s[h], 2 * j + 1) } else { scale };
+                                for c in 0..N::N {
+                                    let x = &q[c * len + b][h];
+                                    let step = |acc, k: usize| {
+                                        let x = simd::wide::splat_piece(&x[2 * j + k]);
+                                        if F::SIGNED {
+                                            simd::wide::step_ss(acc, w[k], x)
+                                        } else {
+                                            simd::wide::step_us(acc, w[k], x)
+                                        }
+                                    };
+                                    let none = simd::wide::zero_partial();
+                                    total[c] = if F::SUB == 16 || steps == 1 {
+                                        let t = simd::wide::widen_piece(small, total[c], step(none, 0), scale);
+                                        simd::wide::widen_piece(small, t, step(none, 1), second)
+                                    } else {
+                                        simd::wide::widen_piece(small, total[c], step(step(none, 0), 1), scale)
+                                    };
+                                }
+                            }
+                        }
+                        for c in 0..N::N {
+                            sums[c][i] = total[c];
+                        }
+                    }
+                    let d = simd::wide::load_f16(&core::array::from_fn(|r| F::d(row[r])));
+                    let m = if F::MIN {
+                        simd::wide::load_f16(&core::array::from_fn(|r| F::m(row[r])))
+                    } else {
+                        simd::wide::zero()
+                    };
+                    for c in 0..N::N {
+                        let dx = simd::wide::splat(xd[c * len + b]);
+                        let t = simd::wide::from_ints(simd::wide::sum_pieces(sums[c]));
+                        acc[c] = simd::wide::fma(simd::wide::mul(d, dx), t, acc[c]);
+                        if F::MIN {
+                            let low = simd::wide::from_ints(simd::wide::sum_pieces(lows[c]));
+                            acc[c] = simd::wide::fnma(simd::wide::mul(m, dx), low, acc[c]);
+                        }
+                    }
+                }
+                for c in 0..N::N {
+                    give(acc[c], &mut y[c * stride + g * L..][..n]);
                 }
             }
         }

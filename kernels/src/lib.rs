@@ -43,6 +43,7 @@ pub mod math;
 pub mod norm;
 pub mod panel;
 pub mod peak;
+mod quads;
 pub mod quant;
 pub mod rope;
 pub(crate) mod simd;
@@ -58,6 +59,7 @@ pub(crate) mod at {
             pub(crate) use crate::gemm::$level as gemm;
             pub(crate) use crate::math::$level as math;
             pub(crate) use crate::panel::$level as panel;
+            pub(crate) use crate::quads::$level as quads;
         }
     )* } }
     views! {

@@ -79,93 +79,87 @@ impl<'a> PanelMut<'a> {
 
 levels! {
     {
-        /// 32 quants of eight rows, as eight words of four quants for each row.
-        fn lay(words: &mut [[u32; simd::wide::LANES]], first: usize, rows: [simd::Bytes; 8]) {
-            let columns = simd::transpose(core::array::from_fn(|i| simd::as_ints(rows[i])));
-            for (to, from) in words.iter_mut().zip(columns) {
-                let to: &mut [u32; 8] = (&mut to[first..first + 8]).try_into().expect("eight lanes");
-                *to = bytemuck::must_cast(from);
-            }
-        }
-
-        fn offset(signed: bool, chunk: simd::Bytes) -> simd::Bytes {
-            if signed && simd::wide::SIGNED_OFFSET != 0 {
-                simd::xor(chunk, simd::splat_byte(0x80))
-            } else {
-                chunk
-            }
-        }
-
         /// Lays `w` (at most LANES rows), from element `from` on.
-        fn fill_blocks[F: Blocked, C: Fn(&F::Block) -> simd::Bytes](
-            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, chunk: C) {
-            let lanes = simd::wide::LANES;
+        fn fill_blocks[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2]](
+            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, pieces: Q) {
+            const L: usize = simd::wide::LANES;
             let n = w.len() / row_bytes;
-            let words: &mut [[u32; simd::wide::LANES]] = bytemuck::cast_slice_mut(to.q);
-            let len = words.len() / 8;
-            for first in (0..lanes).step_by(8) {
-                let row: [&[F::Block]; 8] = core::array::from_fn(|i| {
-                    let i = (first + i).min(n - 1);
-                    &bytemuck::cast_slice(&w[i * row_bytes..][..row_bytes])[from / 32..][..len]
-                });
-                for b in 0..len {
-                    let q = core::array::from_fn(|i| offset(F::SIGNED, chunk(&row[i][b])));
-                    lay(&mut words[8 * b..8 * b + 8], first, q);
-                    let at = b * lanes + first;
-                    let d = simd::load_f16(&core::array::from_fn(|i| F::d(&row[i][b])));
-                    to.d[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(d));
-                    if F::MIN {
-                        let m = simd::load_f16(&core::array::from_fn(|i| F::m(&row[i][b])));
-                        to.m[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(m));
+            let all: &[F::Block] = bytemuck::cast_slice(w);
+            let (words, _) = bytemuck::cast_slice_mut::<u8, i32>(to.q).as_chunks_mut::<L>();
+            let (words, _) = words.as_chunks_mut::<8>();
+            let per = all.len() / n;
+            let first: [usize; L] = core::array::from_fn(|r| r.min(n - 1) * per + from / 32);
+            let (d, _) = to.d.as_chunks_mut::<L>();
+            let (m, _) = to.m.as_chunks_mut::<L>();
+            for (b, words) in words.iter_mut().enumerate() {
+                let row: [&F::Block; L] = core::array::from_fn(|r| &all[first[r] + b]);
+                let quad: [[simd::wide::Bytes; 2]; 4] =
+                    core::array::from_fn(|i| pieces(core::array::from_fn(|p| row[4 * p + i])));
+                for h in 0..2 {
+                    let turned =
+                        simd::wide::turn_pieces(core::array::from_fn(|i| at::quads::offset::<F>(quad[i][h])));
+                    for k in 0..4 {
+                        simd::wide::store_ints(&mut words[4 * h + k], turned[k]);
                     }
+                }
+                simd::wide::store(&mut d[b], simd::wide::load_f16(&core::array::from_fn(|r| F::d(row[r]))));
+                if F::MIN {
+                    simd::wide::store(&mut m[b], simd::wide::load_f16(&core::array::from_fn(|r| F::m(row[r]))));
                 }
             }
         }
 
-        fn fill_supers[F: Blocked, C: Fn(&F::Block, usize) -> simd::Bytes,
-                       S: Fn(&F::Block) -> (simd::Words, simd::Words)](
-            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, chunk: C, scales: S) {
-            let lanes = simd::wide::LANES;
+        fn fill_supers[F: Blocked, Q: Fn([&F::Block; simd::wide::PIECES], usize) -> [simd::wide::Bytes; 8],
+                       S: Fn([&F::Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2])](
+            w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>, pieces: Q, factors: S) {
+            const L: usize = simd::wide::LANES;
             let n = w.len() / row_bytes;
-            let words: &mut [[u32; simd::wide::LANES]] = bytemuck::cast_slice_mut(to.q);
-            let len = words.len() / 64;
-            for first in (0..lanes).step_by(8) {
-                let row: [&[F::Block]; 8] = core::array::from_fn(|i| {
-                    let i = (first + i).min(n - 1);
-                    &bytemuck::cast_slice(&w[i * row_bytes..][..row_bytes])[from / 256..][..len]
-                });
-                for b in 0..len {
+            let all: &[F::Block] = bytemuck::cast_slice(w);
+            let (words, _) = bytemuck::cast_slice_mut::<u8, i32>(to.q).as_chunks_mut::<L>();
+            let (words, _) = words.as_chunks_mut::<32>();
+            let (words, _) = words.as_chunks_mut::<2>();
+            let per = all.len() / n;
+            let first: [usize; L] = core::array::from_fn(|r| r.min(n - 1) * per + from / 256);
+            let (d, _) = to.d.as_chunks_mut::<L>();
+            let (m, _) = to.m.as_chunks_mut::<L>();
+            let (scales, _) = to.scale.as_chunks_mut::<L>();
+            let (biases, _) = to.bias.as_chunks_mut::<L>();
+            for (b, words) in words.iter_mut().enumerate() {
+                let row: [&F::Block; L] = core::array::from_fn(|r| &all[first[r] + b]);
+                let block = |i: usize| core::array::from_fn(|p| row[4 * p + i]);
+                for (h, words) in words.iter_mut().enumerate() {
+                    let quads: [[simd::wide::Bytes; 8]; 4] = core::array::from_fn(|i| pieces(block(i), h));
                     for j in 0..8 {
-                        let q = core::array::from_fn(|i| offset(F::SIGNED, chunk(&row[i][b], j)));
-                        lay(&mut words[64 * b + 8 * j..][..8], first, q);
-                    }
-                    for i in 0..8 {
-                        let (s, m) = scales(&row[i][b]);
-                        let bias = if F::MIN {
-                            m
-                        } else {
-                            let off = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
-                            simd::mul_words(s, simd::splat_word(-off as i16))
-                        };
-                        let mut pair = [0u32; 16];
-                        simd::store_scale_pairs(&mut pair, s);
-                        let subs = 256 / F::SUB;
-                        for sub in 0..subs {
-                            to.scale[(subs * b + sub) * lanes + first + i] =
-                                simd::wide::scale_lane(pair[sub * F::SUB / 16]);
-                        }
-                        let bias: [i32; 8] = bytemuck::must_cast(bias);
-                        for (j, v) in bias.into_iter().enumerate() {
-                            to.bias[(8 * b + j) * lanes + first + i] = v;
+                        let turned =
+                            simd::wide::turn_pieces(core::array::from_fn(|i| at::quads::offset::<F>(quads[i][j])));
+                        for k in 0..4 {
+                            simd::wide::store_ints(&mut words[4 * j + k], turned[k]);
                         }
                     }
-                    let at = b * lanes + first;
-                    let d = simd::load_f16(&core::array::from_fn(|i| F::d(&row[i][b])));
-                    to.d[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(d));
-                    if F::MIN {
-                        let m = simd::load_f16(&core::array::from_fn(|i| F::m(&row[i][b])));
-                        to.m[at..at + 8].copy_from_slice(&bytemuck::must_cast::<_, [f32; 8]>(m));
+                }
+                let mut s = [[simd::wide::as_bytes(simd::wide::zero_ints()); 4]; 2];
+                let mut bias = s;
+                for i in 0..4 {
+                    let (scale, low) = factors(block(i));
+                    let low = at::quads::bias::<F>(scale, low);
+                    for h in 0..2 {
+                        (s[h][i], bias[h][i]) = (scale[h], low[h]);
                     }
+                }
+                for h in 0..2 {
+                    let (s, bias) = (simd::wide::turn_pieces(s[h]), simd::wide::turn_pieces(bias[h]));
+                    for k in 0..4 {
+                        simd::wide::store_ints(&mut biases[8 * b + 4 * h + k], bias[k]);
+                        let at = (8 * b + 4 * h + k) * 32 / F::SUB;
+                        simd::wide::store_ints(&mut scales[at], simd::wide::low_scale(s[k]));
+                        if F::SUB == 16 {
+                            simd::wide::store_ints(&mut scales[at + 1], simd::wide::high_scale(s[k]));
+                        }
+                    }
+                }
+                simd::wide::store(&mut d[b], simd::wide::load_f16(&core::array::from_fn(|r| F::d(row[r]))));
+                if F::MIN {
+                    simd::wide::store(&mut m[b], simd::wide::load_f16(&core::array::from_fn(|r| F::m(row[r]))));
                 }
             }
         }

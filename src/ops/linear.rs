@@ -255,7 +255,7 @@ fn multiply_batch(
         }
         let width = if few {
             // some eight pieces for each member, so that a late one does not hold up the others
-            (p.matrix.rows / (8 * members)).next_multiple_of(8).clamp(16, FEW_WIDTH)
+            (p.matrix.rows / (8 * members)).next_multiple_of(16).clamp(16, FEW_WIDTH)
         } else {
             TASK
         };
@@ -323,7 +323,9 @@ fn multiply_batch(
                 Some(Grain::Large) => Some(&scratch.large),
                 None => None,
             };
-            while let Some((b, [first], [mut block])) = grid.next() {
+            // few rows wait for memory, many share panels
+            let next = || if few { grid.next_for(member, members) } else { grid.next() };
+            while let Some((b, [first], [mut block])) = next() {
                 let rows = blocks[b].clone();
                 if task.base {
                     outputs(level, task, groups, u, rows.clone(), first, &mut block, few, &mut worker);

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// `rows` rows of `cols` numbers, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +120,12 @@ impl Block<'_> {
     }
 }
 
+/// The number of a block's row range, its first columns, and its rectangle of every matrix.
+pub type Taken<'a, const N: usize> = (usize, [usize; N], [Block<'a>; N]);
+
+/// Words of bits for blocks that members claim.
+const CLAIMS: usize = 16;
+
 /// N matrices with the same rows, cut into row ranges × column widths; workers take the blocks one by one.
 ///
 /// Block (r, c) holds rows `ranges[r]` and, of matrix m, columns `c·width[m] ..` (fewer in the last).
@@ -131,6 +137,8 @@ pub struct Grid<'a, const N: usize> {
     across: usize,
     ranges: &'a [Range<usize>],
     taken: AtomicUsize,
+    /// One bit for each block, for [`Grid::next_for`].
+    claimed: [AtomicU64; CLAIMS],
     matrices: PhantomData<&'a mut [f32]>,
 }
 
@@ -163,6 +171,7 @@ impl<'a, const N: usize> Grid<'a, N> {
             across: across[0],
             ranges,
             taken: AtomicUsize::new(0),
+            claimed: [const { AtomicU64::new(0) }; CLAIMS],
             matrices: PhantomData,
         }
     }
@@ -179,12 +188,30 @@ impl<'a, const N: usize> Grid<'a, N> {
 
     /// The next block nobody has: its row range's number, its first columns, and its rectangle of every matrix.
     /// Blocks come column by column, so that neighbours in time share columns.
-    #[allow(unsafe_code)]
-    pub fn next(&self) -> Option<(usize, [usize; N], [Block<'a>; N])> {
+    pub fn next(&self) -> Option<Taken<'a, N>> {
         let i = self.taken.fetch_add(1, Ordering::Relaxed);
-        if i >= self.len() {
-            return None;
+        (i < self.len()).then(|| self.block(i))
+    }
+
+    /// As [`Grid::next`], for one of `members` that each begin at a stretch of their own and help the others after that:
+    /// what a member takes then lies one after the other in memory. A grid is taken by one of the two, by all members.
+    pub fn next_for(&self, member: usize, members: usize) -> Option<Taken<'a, N>> {
+        let len = self.len();
+        if len > 64 * CLAIMS {
+            return self.next();
         }
+        let start = member * len / members;
+        let i = (start..len).chain(0..start).find(|i| {
+            let (word, bit) = (&self.claimed[i / 64], 1 << (i % 64));
+            word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        })?;
+        Some(self.block(i))
+    }
+
+    /// Block `i`, which nobody has and nobody else will be given.
+    #[allow(unsafe_code)]
+    fn block(&self, i: usize) -> Taken<'a, N> {
+        assert!(i < self.len(), "block {i} of {}", self.len());
         let (c, r) = (i / self.ranges.len(), i % self.ranges.len());
         let first: [usize; N] = std::array::from_fn(|m| c * self.width[m]);
         let rows = &self.ranges[r];
@@ -197,7 +224,7 @@ impl<'a, const N: usize> Grid<'a, N> {
             cols: self.width[m].min(self.cols[m] - first[m]),
             matrix: PhantomData,
         });
-        Some((r, first, blocks))
+        (r, first, blocks)
     }
 }
 
@@ -268,6 +295,33 @@ mod tests {
         }
         for (i, v) in b.iter().enumerate() {
             assert_eq!(*v, if i / 5 == 4 { 0.0 } else { 1.0 });
+        }
+    }
+
+    #[test]
+    fn members_begin_apart_and_take_every_block_once() {
+        let all = 0..2;
+        for cols in [1, 7, 300, 5000] {
+            let mut a = vec![0.0; 2 * cols];
+            let grid = Grid::new([MatMut::new(&mut a, cols)], std::slice::from_ref(&all), [3]);
+            let (first, second) = (grid.next_for(0, 2).unwrap().1, grid.next_for(1, 2).map(|t| t.1));
+            assert_eq!(first, [0]);
+            assert!(grid.len() > 64 * CLAIMS || second.is_none_or(|s| s == [grid.len() / 2 * 3]));
+            drop(grid);
+            let grid = Grid::new([MatMut::new(&mut a, cols)], std::slice::from_ref(&all), [3]);
+            std::thread::scope(|s| {
+                for member in 0..3 {
+                    let grid = &grid;
+                    s.spawn(move || {
+                        while let Some((_, _, [mut block])) = grid.next_for(member, 3) {
+                            for i in 0..block.rows() {
+                                block.row(i).iter_mut().for_each(|v| *v += 1.0);
+                            }
+                        }
+                    });
+                }
+            });
+            assert!(a.iter().all(|v| *v == 1.0));
         }
     }
 

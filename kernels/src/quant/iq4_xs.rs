@@ -44,6 +44,20 @@ super::super_kernels!(Iq4Xs, {
     fn scales(b: &Block) -> (simd::Words, simd::Words) {
         (simd::twice_signed(six_bits(b).map(|s| s - 32)), simd::splat_word(0))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let mut out = [simd::wide::splat_byte(0); 8];
+        for j in 0..4 {
+            let at = 8 + 16 * (4 * h + j);
+            let both = at::quads::nibbles(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")));
+            out[2 * j] = simd::wide::lookup(&VALUES, both[0]);
+            out[2 * j + 1] = simd::wide::lookup(&VALUES, both[1]);
+        }
+        out
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        let s = core::array::from_fn(|l| scales(b[l]).0);
+        (simd::wide::word_pieces(s), [simd::wide::as_bytes(simd::wide::zero_ints()); 2])
+    }
 });
 
 const STARTS: Lanes = scale::starts::<Table>(-16.0, 8.0);

@@ -109,16 +109,18 @@ pub(crate) fn half_at<const N: usize>(block: &[u8; N], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
-/// The kernels of a format of 32-weight blocks, from a `chunk(block) -> Bytes` in the file's `levels!`.
+/// The kernels of a format of 32-weight blocks, from two functions in the file's `levels!`: `chunk(block) -> Bytes`, the
+/// quants of one block, and `pieces(blocks) -> [wide::Bytes; 2]`, the first and the last sixteen of `PIECES` rows' blocks
+/// (see [`crate::quads`]).
 macro_rules! block_kernels {
     ($format:ident, { $($helper:tt)* }) => {
         levels! {
             { $($helper)* }
             pub fn dot(w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize) {
-                at::dot::blocks::<$format, _>(w, row_bytes, x, y, stride, |b| chunk(b));
+                at::dot::blocks::<$format, _>(w, row_bytes, x, y, stride, |b| pieces(b));
             }
             pub fn fill(w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>) {
-                at::panel::fill_blocks::<$format, _>(w, row_bytes, from, to, |b| chunk(b));
+                at::panel::fill_blocks::<$format, _>(w, row_bytes, from, to, |b| pieces(b));
             }
             pub fn tile(panel: Panel<'_>, x: Acts<'_>, from: usize, y: &mut [f32], stride: usize) {
                 at::panel::tile_blocks::<$format>(panel, x, from, y, stride);
@@ -130,17 +132,19 @@ macro_rules! block_kernels {
     };
 }
 
-/// The kernels of a format of 256-weight super-blocks, from `chunk(block, j) -> Bytes` (the j-th 32 quants) and
-/// `scales(block) -> (Words, Words)` (per 16 weights: scale, and what the sums are multiplied with).
+/// The kernels of a format of 256-weight super-blocks. Of one block: `chunk(block, j) -> Bytes` (the j-th 32 quants) and
+/// `scales(block) -> (Words, Words)` (per 16 weights: scale, and what the sums are multiplied with). Of `PIECES` rows'
+/// blocks: `pieces(blocks, h) -> [wide::Bytes; 8]` (the h-th half, sixteen quants at a time) and `factors(blocks)`, the same
+/// as `scales` in two times eight words for each row (see [`crate::quads`]).
 macro_rules! super_kernels {
     ($format:ident, { $($helper:tt)* }) => {
         levels! {
             { $($helper)* }
             pub fn dot(w: &[u8], row_bytes: usize, x: Acts<'_>, y: &mut [f32], stride: usize) {
-                at::dot::supers::<$format, _, _>(w, row_bytes, x, y, stride, |b, j| chunk(b, j), |b| scales(b));
+                at::dot::supers::<$format, _, _>(w, row_bytes, x, y, stride, |b, h| pieces(b, h), |b| factors(b));
             }
             pub fn fill(w: &[u8], row_bytes: usize, from: usize, to: PanelMut<'_>) {
-                at::panel::fill_supers::<$format, _, _>(w, row_bytes, from, to, |b, j| chunk(b, j), |b| scales(b));
+                at::panel::fill_supers::<$format, _, _>(w, row_bytes, from, to, |b, h| pieces(b, h), |b| factors(b));
             }
             pub fn tile(panel: Panel<'_>, x: Acts<'_>, from: usize, y: &mut [f32], stride: usize) {
                 at::panel::tile_supers::<$format>(panel, x, from, y, stride);

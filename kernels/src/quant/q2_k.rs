@@ -49,6 +49,23 @@ super::super_kernels!(Q2K, {
         let both: [u8; 16] = *b.first_chunk().expect("16 bytes");
         (simd::widen_unsigned(both.map(|v| v & 15)), simd::widen_unsigned(both.map(|v| v >> 4)))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        let x: [simd::wide::Bytes; 2] = core::array::from_fn(|i| part(16 + 32 * h + 16 * i));
+        let two = |x| simd::wide::and(x, simd::wide::splat_byte(3));
+        let (second, third, fourth) = (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
+        [
+            two(x[0]), two(x[1]), two(second(x[0])), two(second(x[1])),
+            two(third(x[0])), two(third(x[1])), two(fourth(x[0])), two(fourth(x[1])),
+        ]
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        let x = simd::wide::pieces(core::array::from_fn(|l| b[l].first_chunk().expect("16 bytes")));
+        let low = |x| simd::wide::and(x, simd::wide::splat_byte(15));
+        (simd::wide::widen_bytes(low(x)), simd::wide::widen_bytes(low(simd::wide::shr_pairs::<4>(x))))
+    }
 });
 
 /// 256 quants of 2 bits in 64 bytes, as in `qs`.

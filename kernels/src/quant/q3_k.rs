@@ -72,6 +72,35 @@ super::super_kernels!(Q3K, {
         let s = simd::sub_words(simd::widen_unsigned(six_bits(b)), simd::splat_word(32));
         (s, simd::splat_word(0))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        let x: [simd::wide::Bytes; 2] = core::array::from_fn(|i| part(32 + 32 * h + 16 * i));
+        let two = |x| simd::wide::and(x, simd::wide::splat_byte(3));
+        let (second, third, fourth) = (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
+        // bit 4h + t of each mask byte, moved to bit 2
+        let third_bit = |i: usize, t: usize| {
+            let x = part(16 * i);
+            let x = if h == 0 { x } else { simd::wide::shr_pairs::<4>(x) };
+            let x = simd::wide::and(x, simd::wide::splat_byte(1 << t));
+            match t {
+                0 => simd::wide::shl_pairs::<2>(x),
+                1 => simd::wide::shl_pairs::<1>(x),
+                2 => x,
+                _ => simd::wide::shr_pairs::<1>(x),
+            }
+        };
+        let join = |q, i: usize, t: usize| simd::wide::or(two(q), third_bit(i, t));
+        [
+            join(x[0], 0, 0), join(x[1], 1, 0), join(second(x[0]), 0, 1), join(second(x[1]), 1, 1),
+            join(third(x[0]), 0, 2), join(third(x[1]), 1, 2), join(fourth(x[0]), 0, 3), join(fourth(x[1]), 1, 3),
+        ]
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        let s = core::array::from_fn(|l| scales(b[l]).0);
+        (simd::wide::word_pieces(s), [simd::wide::as_bytes(simd::wide::zero_ints()); 2])
+    }
 });
 
 const STARTS: Lanes = scale::starts::<Steps<-4, 3>>(-2.0, 1.0);

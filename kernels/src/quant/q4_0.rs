@@ -30,6 +30,9 @@ super::block_kernels!(Q4_0, {
     fn chunk(b: &Block) -> simd::Bytes {
         simd::nibbles(b[2..].first_chunk().expect("16 bytes"))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
+        at::quads::nibbles(core::array::from_fn(|l| b[l][2..].first_chunk().expect("16 bytes")))
+    }
 });
 
 /// 32 quants in 16 bytes: the low nibbles are the first 16. (What a fifth bit is, see Q5_0.)

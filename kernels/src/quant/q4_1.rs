@@ -36,6 +36,9 @@ super::block_kernels!(Q4_1, {
     fn chunk(b: &Block) -> simd::Bytes {
         simd::nibbles(b[4..].first_chunk().expect("16 bytes"))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
+        at::quads::nibbles(core::array::from_fn(|l| b[l][4..].first_chunk().expect("16 bytes")))
+    }
 });
 
 const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);

@@ -57,6 +57,18 @@ super::super_kernels!(Q4K, {
         let (s, m) = scales_and_minima(b[4..].first_chunk().expect("12 bytes"));
         (simd::twice(s), simd::twice(m))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        let x: [simd::wide::Bytes; 4] = core::array::from_fn(|i| part(16 + 64 * h + 16 * i));
+        let low = |x| simd::wide::and(x, simd::wide::splat_byte(15));
+        let high = |x| low(simd::wide::shr_pairs::<4>(x));
+        [low(x[0]), low(x[1]), high(x[0]), high(x[1]), low(x[2]), low(x[3]), high(x[2]), high(x[3])]
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        at::quads::six_bits(core::array::from_fn(|l| b[l].first_chunk().expect("16 bytes")))
+    }
 });
 
 /// The inverse of [`scales_and_minima`].

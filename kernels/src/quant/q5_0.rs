@@ -34,6 +34,14 @@ super::block_kernels!(Q5_0, {
         let high = simd::bit_mask(u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
         simd::or(low, simd::and(high, simd::splat_byte(16)))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
+        let [low, high] = at::quads::nibbles(core::array::from_fn(|l| b[l][6..].first_chunk().expect("16 bytes")));
+        let fifth = |at: usize| {
+            let bits = simd::wide::bit_pieces(core::array::from_fn(|l| half_at(b[l], at)));
+            simd::wide::and(bits, simd::wide::splat_byte(16))
+        };
+        [simd::wide::or(low, fifth(2)), simd::wide::or(high, fifth(4))]
+    }
 });
 
 /// The fifth bits of 32 quants.

@@ -40,6 +40,14 @@ super::block_kernels!(Q5_1, {
         let high = simd::bit_mask(u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
         simd::or(low, simd::and(high, simd::splat_byte(16)))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
+        let [low, high] = at::quads::nibbles(core::array::from_fn(|l| b[l][8..].first_chunk().expect("16 bytes")));
+        let fifth = |at: usize| {
+            let bits = simd::wide::bit_pieces(core::array::from_fn(|l| half_at(b[l], at)));
+            simd::wide::and(bits, simd::wide::splat_byte(16))
+        };
+        [simd::wide::or(low, fifth(4)), simd::wide::or(high, fifth(6))]
+    }
 });
 
 const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);

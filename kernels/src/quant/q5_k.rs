@@ -58,6 +58,36 @@ super::super_kernels!(Q5K, {
         let (s, m) = scales_and_minima(b[4..].first_chunk().expect("12 bytes"));
         (simd::twice(s), simd::twice(m))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        let x: [simd::wide::Bytes; 4] = core::array::from_fn(|i| part(48 + 64 * h + 16 * i));
+        let low = |x| simd::wide::and(x, simd::wide::splat_byte(15));
+        let high = |x| low(simd::wide::shr_pairs::<4>(x));
+        // bit 4h + j of each byte, moved to bit 4
+        let fifth: [simd::wide::Bytes; 2] = core::array::from_fn(|i| {
+            let x = part(16 + 16 * i);
+            if h == 0 { x } else { simd::wide::shr_pairs::<4>(x) }
+        });
+        let join = |q, i: usize, j: usize| {
+            let h = simd::wide::and(fifth[i], simd::wide::splat_byte(1 << j));
+            let h = match j {
+                0 => simd::wide::shl_pairs::<4>(h),
+                1 => simd::wide::shl_pairs::<3>(h),
+                2 => simd::wide::shl_pairs::<2>(h),
+                _ => simd::wide::shl_pairs::<1>(h),
+            };
+            simd::wide::or(q, h)
+        };
+        [
+            join(low(x[0]), 0, 0), join(low(x[1]), 1, 0), join(high(x[0]), 0, 1), join(high(x[1]), 1, 1),
+            join(low(x[2]), 0, 2), join(low(x[3]), 1, 2), join(high(x[2]), 0, 3), join(high(x[3]), 1, 3),
+        ]
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        at::quads::six_bits(core::array::from_fn(|l| b[l].first_chunk().expect("16 bytes")))
+    }
 });
 
 const STARTS: [[f32; 2]; LANES] = affine::starts(-0.75, 0.5);

@@ -48,6 +48,28 @@ super::super_kernels!(Q6K, {
         let s: [u8; 16] = *b[192..].first_chunk().expect("16 bytes");
         (simd::widen_signed(bytemuck::must_cast(s)), simd::splat_word(0))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES], h: usize) -> [simd::wide::Bytes; 8] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        let x: [simd::wide::Bytes; 4] = core::array::from_fn(|i| part(64 * h + 16 * i));
+        let upper: [simd::wide::Bytes; 2] = core::array::from_fn(|i| part(128 + 32 * h + 16 * i));
+        let low = |x| simd::wide::and(x, simd::wide::splat_byte(15));
+        let high = |x| low(simd::wide::shr_pairs::<4>(x));
+        let join = |q, x| simd::wide::or(q, simd::wide::and(x, simd::wide::splat_byte(0x30)));
+        let (first, second) = (simd::wide::shl_pairs::<4>, simd::wide::shl_pairs::<2>);
+        let last = simd::wide::shr_pairs::<2>;
+        [
+            join(low(x[0]), first(upper[0])), join(low(x[1]), first(upper[1])),
+            join(low(x[2]), second(upper[0])), join(low(x[3]), second(upper[1])),
+            join(high(x[0]), upper[0]), join(high(x[1]), upper[1]),
+            join(high(x[2]), last(upper[0])), join(high(x[3]), last(upper[1])),
+        ]
+    }
+    fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
+        let s = simd::wide::pieces(core::array::from_fn(|l| b[l][192..].first_chunk().expect("16 bytes")));
+        (simd::wide::widen_bytes(s), [simd::wide::as_bytes(simd::wide::zero_ints()); 2])
+    }
 });
 
 const STARTS: Lanes = scale::starts::<Steps<-32, 31>>(-5.0, 0.5);

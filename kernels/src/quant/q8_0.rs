@@ -29,6 +29,12 @@ super::block_kernels!(Q8_0, {
     fn chunk(b: &Block) -> simd::Bytes {
         simd::load_bytes(b[2..].first_chunk().expect("32 bytes"))
     }
+    fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
+        let part = |at: usize| {
+            simd::wide::pieces(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")))
+        };
+        [part(2), part(18)]
+    }
 });
 
 const STARTS: Lanes = scale::starts::<Steps<-127, 127>>(-8.0, 1.0);

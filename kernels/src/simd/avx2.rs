@@ -166,7 +166,49 @@ pub(crate) mod wide {
     /// 16-bit pair sums, not yet widened.
     pub(crate) type Partial = __m256i;
 
+    pub(crate) const PIECES: usize = 2;
+
     words! {
+        fn pieces(x: [&[u8; 16]; 2]) -> Bytes { _mm256_set_m128i(must_cast(*x[1]), must_cast(*x[0])) }
+        fn word_pieces(x: [Words; 2]) -> [Bytes; 2] {
+            [_mm256_permute2x128_si256::<0x20>(x[0], x[1]), _mm256_permute2x128_si256::<0x31>(x[0], x[1])]
+        }
+        fn bit_pieces(x: [u16; 2]) -> Bytes { bit_mask(must_cast(x)) }
+        fn splat_piece(x: &[i8; 16]) -> Bytes { _mm256_broadcastsi128_si256(must_cast(*x)) }
+        fn shuffle(x: Bytes, places: &[i8; 16]) -> Bytes {
+            _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(must_cast(*places)))
+        }
+        fn widen_bytes(x: Bytes) -> [Bytes; 2] {
+            let wide = |v| _mm256_srai_epi16::<8>(v);
+            [wide(_mm256_unpacklo_epi8(x, x)), wide(_mm256_unpackhi_epi8(x, x))]
+        }
+        fn mul_words(a: Bytes, b: i16) -> Bytes { _mm256_mullo_epi16(a, _mm256_set1_epi16(b)) }
+        fn add_words(a: Bytes, b: i16) -> Bytes { _mm256_add_epi16(a, _mm256_set1_epi16(b)) }
+        fn madd(acc: Ints, a: Bytes, b: Bytes) -> Ints { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+        fn splat_sums(x: &[i32; 4]) -> Bytes { _mm256_broadcastsi128_si256(must_cast(*x)) }
+        fn pick(x: Bytes, i: usize) -> Bytes {
+            let a = 2 * i as i8;
+            let b = a + 1;
+            shuffle(x, &[a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b])
+        }
+        fn widen_piece(_small: bool, total: Ints, partial: Partial, scale: Bytes) -> Ints {
+            widen(total, partial, scale)
+        }
+        fn low_scale(pairs: Ints) -> Ints { _mm256_blend_epi16::<0xaa>(pairs, _mm256_slli_epi32::<16>(pairs)) }
+        fn high_scale(pairs: Ints) -> Ints { _mm256_blend_epi16::<0x55>(pairs, _mm256_srli_epi32::<16>(pairs)) }
+        fn store_ints(to: &mut [i32; 8], x: Ints) { *to = must_cast(x); }
+        fn sum_pieces(x: [Ints; 4]) -> Ints {
+            let two = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (a, b) = (two(x[0], x[1]), two(x[2], x[3]));
+            _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
+        }
+        fn turn_pieces(x: [Bytes; 4]) -> [Ints; 4] {
+            let (a, b) = (_mm256_unpacklo_epi32(x[0], x[1]), _mm256_unpackhi_epi32(x[0], x[1]));
+            let (c, d) = (_mm256_unpacklo_epi32(x[2], x[3]), _mm256_unpackhi_epi32(x[2], x[3]));
+            let pair = |p, q| (_mm256_unpacklo_epi64(p, q), _mm256_unpackhi_epi64(p, q));
+            let ((a, b), (c, d)) = (pair(a, c), pair(b, d));
+            [a, b, c, d]
+        }
         fn load_panel(x: &[u8; 32]) -> Bytes { must_cast(*x) }
         fn splat_four(x: &[i8; 4]) -> Bytes { _mm256_set1_epi32(must_cast(*x)) }
         fn zero_partial() -> Partial { _mm256_setzero_si256() }
@@ -178,7 +220,6 @@ pub(crate) mod wide {
             _mm256_add_epi32(total, _mm256_madd_epi16(partial, scale))
         }
         fn widen_plain(total: Ints, partial: Partial) -> Ints { widen(total, partial, _mm256_set1_epi16(1)) }
-        fn scale_lane(pair: u32) -> i32 { pair as i32 }
         fn load_ints(x: &[i32; 8]) -> Ints { must_cast(*x) }
         fn madd_lanes(pairs: Ints, two: i32) -> Ints { _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)) }
         fn mul_int(a: Ints, b: i32) -> Ints { _mm256_mullo_epi32(a, _mm256_set1_epi32(b)) }

@@ -37,7 +37,79 @@ pub(crate) mod wide {
         usize::MAX
     }
 
+    pub(crate) const PIECES: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(crate) fn shr_pairs<const N: u32>(a: Bytes) -> Bytes {
+        _mm512_srli_epi16::<N>(a)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(crate) fn shl_pairs<const N: u32>(a: Bytes) -> Bytes {
+        _mm512_slli_epi16::<N>(a)
+    }
+
     words! {
+        fn pieces(x: [&[u8; 16]; 4]) -> Bytes {
+            let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(must_cast(*x[0])), must_cast(*x[1]));
+            let low = _mm512_inserti32x4::<2>(_mm512_castsi256_si512(low), must_cast(*x[2]));
+            _mm512_inserti32x4::<3>(low, must_cast(*x[3]))
+        }
+        fn word_pieces(x: [Words; 4]) -> [Bytes; 2] {
+            let pair = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+            let (a, b) = (pair(x[0], x[1]), pair(x[2], x[3]));
+            [_mm512_shuffle_i64x2::<0b10_00_10_00>(a, b), _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b)]
+        }
+        fn bit_pieces(x: [u16; 4]) -> Bytes { _mm512_movm_epi8(must_cast::<_, u64>(x)) }
+        fn splat_piece(x: &[i8; 16]) -> Bytes { _mm512_broadcast_i32x4(must_cast(*x)) }
+        fn splat_byte(x: u8) -> Bytes { _mm512_set1_epi8(x as i8) }
+        fn and(a: Bytes, b: Bytes) -> Bytes { _mm512_and_si512(a, b) }
+        fn or(a: Bytes, b: Bytes) -> Bytes { _mm512_or_si512(a, b) }
+        fn xor(a: Bytes, b: Bytes) -> Bytes { _mm512_xor_si512(a, b) }
+        fn shuffle(x: Bytes, places: &[i8; 16]) -> Bytes {
+            _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(must_cast(*places)))
+        }
+        fn lookup(table: &[i8; 16], index: Bytes) -> Bytes {
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(must_cast(*table)), index)
+        }
+        fn widen_bytes(x: Bytes) -> [Bytes; 2] {
+            let wide = |v| _mm512_srai_epi16::<8>(v);
+            [wide(_mm512_unpacklo_epi8(x, x)), wide(_mm512_unpackhi_epi8(x, x))]
+        }
+        fn mul_words(a: Bytes, b: i16) -> Bytes { _mm512_mullo_epi16(a, _mm512_set1_epi16(b)) }
+        fn add_words(a: Bytes, b: i16) -> Bytes { _mm512_add_epi16(a, _mm512_set1_epi16(b)) }
+        fn madd(acc: Ints, a: Bytes, b: Bytes) -> Ints { _mm512_dpwssd_epi32(acc, a, b) }
+        fn splat_sums(x: &[i32; 4]) -> Bytes { _mm512_broadcast_i32x4(must_cast(*x)) }
+        /// Word `i` of every piece, as `widen_piece` wants it: the low half of each lane.
+        fn pick(x: Bytes, i: usize) -> Bytes {
+            let (a, z) = (2 * i as i8, -1);
+            shuffle(x, &[a, a + 1, z, z, a, a + 1, z, z, a, a + 1, z, z, a, a + 1, z, z])
+        }
+        fn widen_piece(small: bool, total: Ints, partial: Partial, scale: Bytes) -> Ints {
+            if small {
+                // the sums fit 16 bits, and their upper halves meet zeros
+                return _mm512_dpwssd_epi32(total, partial, scale);
+            }
+            widen(total, partial, _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scale)))
+        }
+        fn low_scale(pairs: Ints) -> Ints { _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs)) }
+        fn high_scale(pairs: Ints) -> Ints { _mm512_srai_epi32::<16>(pairs) }
+        fn store_ints(to: &mut [i32; 16], x: Ints) { *to = must_cast(x); }
+        fn as_ints(x: Bytes) -> Ints { x }
+        fn as_bytes(x: Ints) -> Bytes { x }
+        fn sum_pieces(x: [Ints; 4]) -> Ints {
+            let two = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (a, b) = (two(x[0], x[1]), two(x[2], x[3]));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+        }
+        fn turn_pieces(x: [Bytes; 4]) -> [Ints; 4] {
+            let (a, b) = (_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+            let (c, d) = (_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+            let pair = |p, q| (_mm512_unpacklo_epi64(p, q), _mm512_unpackhi_epi64(p, q));
+            let ((a, b), (c, d)) = (pair(a, c), pair(b, d));
+            [a, b, c, d]
+        }
         fn load_panel(x: &[u8; 64]) -> Bytes { must_cast(*x) }
         fn splat_four(x: &[i8; 4]) -> Bytes { _mm512_set1_epi32(must_cast(*x)) }
         fn zero_partial() -> Partial { _mm512_setzero_si512() }
@@ -47,7 +119,6 @@ pub(crate) mod wide {
             _mm512_add_epi32(total, _mm512_mullo_epi32(partial, scale))
         }
         fn widen_plain(total: Ints, partial: Partial) -> Ints { _mm512_add_epi32(total, partial) }
-        fn scale_lane(pair: u32) -> i32 { i32::from(pair as i16) }
         fn load_ints(x: &[i32; 16]) -> Ints { must_cast(*x) }
         fn madd_lanes(pairs: Ints, two: i32) -> Ints { _mm512_madd_epi16(pairs, _mm512_set1_epi32(two)) }
         fn mul_int(a: Ints, b: i32) -> Ints { _mm512_mullo_epi32(a, _mm512_set1_epi32(b)) }

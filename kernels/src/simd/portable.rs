@@ -271,6 +271,82 @@ pub(crate) mod wide {
     }
     pub(crate) type Partial = Ints;
 
+    /// A register holds this many *pieces* of sixteen bytes, one from each of as many rows.
+    pub(crate) const PIECES: usize = 2;
+
+    fn of_words(f: impl Fn(usize) -> i16) -> Bytes {
+        bytemuck::must_cast::<[i16; 16], _>(core::array::from_fn(f))
+    }
+    fn words(x: Bytes) -> [i16; 16] {
+        bytemuck::must_cast(x)
+    }
+    pub(crate) fn pieces(x: [&[u8; 16]; 2]) -> Bytes {
+        core::array::from_fn(|i| x[i / 16][i % 16])
+    }
+    /// Of 16 words of each row the first eight, and the last eight.
+    pub(crate) fn word_pieces(x: [Words; 2]) -> [Bytes; 2] {
+        [of_words(|i| x[i / 8][i % 8]), of_words(|i| x[i / 8][8 + i % 8])]
+    }
+    /// 0xff where a row's bit is set, else 0.
+    pub(crate) fn bit_pieces(x: [u16; 2]) -> Bytes {
+        bit_mask(u32::from(x[1]) << 16 | u32::from(x[0]))
+    }
+    /// The same sixteen bytes for every row.
+    pub(crate) fn splat_piece(x: &[i8; 16]) -> Bytes {
+        core::array::from_fn(|i| x[i % 16] as u8)
+    }
+    /// Within each piece the bytes at `places`; zero where that is negative.
+    pub(crate) fn shuffle(x: Bytes, places: &[i8; 16]) -> Bytes {
+        core::array::from_fn(|i| usize::try_from(places[i % 16]).map_or(0, |at| x[i / 16 * 16 + at]))
+    }
+    /// Signed bytes as words: of the first eight bytes of each piece, and of the last eight.
+    pub(crate) fn widen_bytes(x: Bytes) -> [Bytes; 2] {
+        let of = |from: usize| of_words(|i| i16::from(x[i / 8 * 16 + from + i % 8] as i8));
+        [of(0), of(8)]
+    }
+    pub(crate) fn mul_words(a: Bytes, b: i16) -> Bytes {
+        of_words(|i| words(a)[i].wrapping_mul(b))
+    }
+    pub(crate) fn add_words(a: Bytes, b: i16) -> Bytes {
+        of_words(|i| words(a)[i].wrapping_add(b))
+    }
+    /// `acc` + products of words, summed in twos.
+    pub(crate) fn madd(acc: Ints, a: Bytes, b: Bytes) -> Ints {
+        add_ints(acc, super::madd(words(a), words(b)))
+    }
+    /// Four pairs of 16-bit sums for every row.
+    pub(crate) fn splat_sums(x: &[i32; 4]) -> Bytes {
+        bytemuck::must_cast::<[i32; 8], _>(core::array::from_fn(|i| x[i % 4]))
+    }
+    /// Word `i` of every piece, in the form in which `widen_piece` wants it.
+    pub(crate) fn pick(x: Bytes, i: usize) -> Bytes {
+        bytemuck::must_cast::<[i32; 8], _>(core::array::from_fn(|l| i32::from(words(x)[l / 4 * 8 + i])))
+    }
+    /// `total + partial · scale`; `small` says that the sums of each lane fit 16 bits.
+    pub(crate) fn widen_piece(_small: bool, total: Ints, partial: Partial, scale: Bytes) -> Ints {
+        widen(total, partial, as_ints(scale))
+    }
+    /// The first of two words of each lane, in the form in which `widen` wants it.
+    pub(crate) fn low_scale(pairs: Ints) -> Ints {
+        pairs.map(|p| i32::from(p as i16))
+    }
+    /// The second.
+    pub(crate) fn high_scale(pairs: Ints) -> Ints {
+        pairs.map(|p| p >> 16)
+    }
+    pub(crate) fn store_ints(to: &mut [i32; 8], x: Ints) {
+        *to = x;
+    }
+    /// Lane 4p + i: the sum of piece p of `x[i]`.
+    pub(crate) fn sum_pieces(x: [Ints; 4]) -> Ints {
+        core::array::from_fn(|l| x[l % 4][l / 4 * 4..][..4].iter().sum())
+    }
+    /// `out[i]`, lane 4p + r: the i-th four bytes of piece p of `x[r]`.
+    pub(crate) fn turn_pieces(x: [Bytes; 4]) -> [Ints; 4] {
+        let x = x.map(as_ints);
+        core::array::from_fn(|i| core::array::from_fn(|l| x[l % 4][l / 4 * 4 + i]))
+    }
+
     pub(crate) fn load_panel(x: &[u8; 32]) -> Bytes {
         *x
     }
@@ -286,16 +362,12 @@ pub(crate) mod wide {
     pub(crate) fn step_ss(acc: Partial, a: Bytes, b: Bytes) -> Partial {
         add_ints(acc, dot_ss(a, b))
     }
-    /// `total + partial · scale`, the scale as `scale_lane` made it.
+    /// `total + partial · scale`, the scale as `low_scale` and `high_scale` make it.
     pub(crate) fn widen(total: Ints, partial: Partial, scale: Ints) -> Ints {
         zip!(|total, partial, scale| total + partial * scale)
     }
     pub(crate) fn widen_plain(total: Ints, partial: Partial) -> Ints {
         add_ints(total, partial)
-    }
-    /// The form in which `widen` wants the scale pair (s, s).
-    pub(crate) fn scale_lane(pair: u32) -> i32 {
-        i32::from(pair as i16)
     }
     pub(crate) fn load_ints(x: &[i32; 8]) -> Ints {
         *x
