@@ -66,7 +66,7 @@ fn main() {
                     let w = &w[p * lanes * row_bytes..(p + 1) * lanes * row_bytes];
                     (f.fill)(level, w, row_bytes, 0, PanelMut::carve(&mut scratch, lanes, 2048));
                     let panel = PanelMut::carve(&mut scratch, lanes, 2048);
-                    for c in (0..512).step_by(columns) {
+                    for c in (0..512).step_by(columns).filter(|c| c + columns <= 512) {
                         // packed or not is the same work
                         let x = Acts {
                             k,

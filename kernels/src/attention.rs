@@ -53,13 +53,36 @@ pub struct Scratch {
     s: Vec<f32>,
     p: Vec<f32>,
     packed: Vec<f32>,
+    /// Queries, packed for all tiles.
+    q: Vec<f32>,
+    /// Gradients of outputs, packed for all tiles.
+    d_out: Vec<f32>,
 }
 
+/// The longest packed group: [`crate::gemm::rows`] is at most this.
+const GROUP: usize = 16;
+
 impl Scratch {
-    /// Enough for heads up to `head` wide.
-    pub fn new(head: usize) -> Self {
-        let longest = head.max(TILE).max(ROWS);
-        Scratch { s: vec![0.0; ROWS * TILE], p: vec![0.0; ROWS * TILE], packed: vec![0.0; longest * 16] }
+    /// Enough for heads up to `head` wide; without `back` for [`forward`] alone.
+    pub fn new(head: usize, back: bool) -> Self {
+        let rows = |on: bool| vec![0.0; if on { (ROWS + GROUP) * head } else { 0 }];
+        Scratch {
+            s: vec![0.0; ROWS * TILE],
+            p: vec![0.0; if back { ROWS * TILE } else { 0 }],
+            packed: vec![0.0; Self::longest(head) * GROUP],
+            q: rows(true),
+            d_out: rows(back),
+        }
+    }
+
+    fn longest(head: usize) -> usize {
+        head.max(TILE).max(ROWS)
+    }
+
+    /// Numbers that [`Scratch::new`] allocates.
+    pub fn len(head: usize, back: bool) -> usize {
+        let times = if back { 2 } else { 1 };
+        times * (ROWS * TILE + (ROWS + GROUP) * head) + Self::longest(head) * GROUP
     }
 }
 
@@ -100,6 +123,21 @@ pub struct QueryBack<'a> {
 
 levels! {
     {
+        /// `c [m][n] += a · b [k][n]` for rows that [`pack`] packed.
+        fn multiply_packed(a: &[f32], m: usize, k: usize, b: &[f32], n: usize, c: &mut [f32]) {
+            let group = simd::wide::ROWS;
+            for (first, a) in (0..m).step_by(group).zip(a.chunks_exact(k * group)) {
+                at::gemm::add(group.min(m - first), n, a, b, n, &mut c[first * n..], n);
+            }
+        }
+
+        fn pack(a: &[f32], m: usize, k: usize, packed: &mut [f32]) {
+            let group = simd::wide::ROWS;
+            for (first, packed) in (0..m).step_by(group).zip(packed.chunks_exact_mut(k * group)) {
+                at::gemm::pack(&a[first * k..], k, 1, group.min(m - first), k, 1.0, packed);
+            }
+        }
+
         /// `c [m][n] += a [m][k] · b [k][n]`, in groups of packed rows; `a[i][p]` at `a[i·row + p·step]`.
         fn multiply(a: &[f32], row: usize, step: usize, m: usize, k: usize, b: &[f32], n: usize, c: &mut [f32],
                     packed: &mut [f32]) {
@@ -118,14 +156,24 @@ levels! {
         }
     }
 
-    /// Takes `rows` query rows over one tile.
-    pub fn forward(head: usize, scale: f32, q: &[f32], keys: Keys<'_>, valid: &[usize], state: &mut [Running],
-                   o: &mut [f32], scratch: &mut Scratch) {
+    /// Readies query rows `[rows][head]` for [`forward`] over any tiles.
+    pub fn ready(head: usize, q: &[f32], scratch: &mut Scratch) {
+        pack(q, q.len() / head, head, &mut scratch.q);
+    }
+
+    /// Readies the gradients of their outputs for [`backward`].
+    pub fn ready_back(head: usize, d_out: &[f32], scratch: &mut Scratch) {
+        pack(d_out, d_out.len() / head, head, &mut scratch.d_out);
+    }
+
+    /// Takes the query rows that are ready over one tile.
+    pub fn forward(head: usize, scale: f32, keys: Keys<'_>, valid: &[usize], state: &mut [Running], o: &mut [f32],
+                   scratch: &mut Scratch) {
         const LANES: usize = simd::wide::LANES;
         let rows = valid.len();
         let s = &mut scratch.s[..rows * TILE];
         s.fill(0.0);
-        multiply(q, head, 1, rows, head, keys.kt, TILE, s, &mut scratch.packed);
+        multiply_packed(&scratch.q, rows, head, keys.kt, TILE, s);
         for i in 0..rows {
             let s: &mut [f32; TILE] = (&mut s[i * TILE..][..TILE]).try_into().expect("a tile of scores");
             for v in s.iter_mut() {
@@ -173,7 +221,7 @@ levels! {
         }
     }
 
-    /// Adds one tile's share to `dq [rows][head]`, `dk [TILE][head]`, `dv [TILE][head]`.
+    /// For rows that are ready, adds one tile's share to `dq [rows][head]`, `dk [TILE][head]`, `dv [TILE][head]`.
     pub fn backward(head: usize, scale: f32, query: QueryBack<'_>, keys: KeysBack<'_>, dq: &mut [f32],
                     dk: &mut [f32], dv: &mut [f32], scratch: &mut Scratch) {
         const LANES: usize = simd::wide::LANES;
@@ -181,8 +229,8 @@ levels! {
         let (s, p) = (&mut scratch.s[..rows * TILE], &mut scratch.p[..rows * TILE]);
         s.fill(0.0);
         p.fill(0.0);
-        multiply(query.q, head, 1, rows, head, keys.kt, TILE, p, &mut scratch.packed);
-        multiply(query.d_out, head, 1, rows, head, keys.vt, TILE, s, &mut scratch.packed);
+        multiply_packed(&scratch.q, rows, head, keys.kt, TILE, p);
+        multiply_packed(&scratch.d_out, rows, head, keys.vt, TILE, s);
         for i in 0..rows {
             let (p, s) = (&mut p[i * TILE..][..TILE], &mut s[i * TILE..][..TILE]);
             let (log_sum, delta) = (simd::wide::splat(query.log_sum[i]), simd::wide::splat(query.delta[i]));
@@ -238,7 +286,8 @@ mod tests {
                 let sees: Vec<usize> = (0..rows).map(|i| n - rows + 1 + i).collect();
                 k[n * head..].fill(9.0); // beyond the last key: must not count
                 v[n * head..].fill(9.0);
-                let mut scratch = Scratch::new(head);
+                let mut scratch = Scratch::new(head, true);
+                ready(level, head, &q, &mut scratch);
                 let mut state = vec![Running::START; rows];
                 let mut o = vec![0.0; rows * head];
                 let tile = |x: &[f32], t: usize| x[t * TILE * head..(t + 1) * TILE * head].to_vec();
@@ -246,7 +295,7 @@ mod tests {
                     |t: usize| sees.iter().map(|s| s.saturating_sub(t * TILE).min(TILE)).collect::<Vec<_>>();
                 for t in 0..tiles {
                     let keys = Keys { kt: &transposed(&tile(&k, t), TILE, head), v: &tile(&v, t) };
-                    forward(level, head, scale, &q, keys, &valid(t), &mut state, &mut o, &mut scratch);
+                    forward(level, head, scale, keys, &valid(t), &mut state, &mut o, &mut scratch);
                 }
                 finish(level, head, &state, &mut o);
                 let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
@@ -278,6 +327,7 @@ mod tests {
                     let valid = valid(t);
                     let query =
                         QueryBack { q: &q, d_out: &g, log_sum: &log_sum, delta: &delta, valid: &valid };
+                    ready_back(level, head, &g, &mut scratch);
                     let at = t * TILE * head;
                     let (dk, dv) = (&mut dk[at..at + TILE * head], &mut dv[at..at + TILE * head]);
                     backward(level, head, scale, query, keys, &mut dq, dk, dv, &mut scratch);

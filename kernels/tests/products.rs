@@ -110,7 +110,7 @@ fn by_panel(
     let mut y = vec![f32::NAN; n * rows];
     for row in (0..rows).step_by(lanes) {
         let m = lanes.min(rows - row);
-        let mut tile = vec![0.0; packed.len() * columns * lanes];
+        let mut tile = vec![f32::NAN; packed.len() * columns * lanes];
         for from in (0..k).step_by(cut) {
             let cut = cut.min(k - from);
             let mut scratch = vec![0u32; PanelMut::words(lanes, cut)];

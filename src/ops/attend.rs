@@ -106,6 +106,7 @@ impl Operation for Attend {
                 let position = span.position + rows.start - span.first;
                 let (n, key_head) = (rows.len() * group, first / (group * head));
                 self.gather(q.mat(), rows.clone(), key_head, &mut a.q);
+                attention::ready(level, head, &a.q[..n * head], &mut a.kernel);
                 a.state[..n].fill(Running::START);
                 a.o[..n * head].fill(0.0);
                 for (t, tile) in span.tiles.iter().enumerate().take((position + rows.len()).div_ceil(TILE)) {
@@ -113,9 +114,8 @@ impl Operation for Attend {
                     pool.values(level, self.layer, *tile, key_head, &mut a.v);
                     self.see(position, rows.len(), t, &mut a.valid);
                     let keys = Keys { kt: &a.kt, v: &a.v };
-                    let (q, o) = (&a.q[..n * head], &mut a.o[..n * head]);
-                    let (valid, state) = (&a.valid[..n], &mut a.state[..n]);
-                    attention::forward(level, head, self.scale, q, keys, valid, state, o, &mut a.kernel);
+                    let (valid, state, o) = (&a.valid[..n], &mut a.state[..n], &mut a.o[..n * head]);
+                    attention::forward(level, head, self.scale, keys, valid, state, o, &mut a.kernel);
                 }
                 attention::finish(level, head, &a.state[..n], &mut a.o[..n * head]);
                 for i in 0..rows.len() {
@@ -234,6 +234,8 @@ impl Attend {
             a.log_sum[i] = log_sum.row(rows.start + i / group)[key_head * group + i % group];
         }
         a.dq[..n * head].fill(0.0);
+        attention::ready(level, head, &a.q[..n * head], &mut a.kernel);
+        attention::ready_back(level, head, &a.d_out[..n * head], &mut a.kernel);
     }
 
     /// Adds the gradients of one key head of the prefix, sequence by sequence.

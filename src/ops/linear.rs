@@ -489,7 +489,6 @@ fn outputs(
         }
         (Storage::Block(f), Some(groups)) => {
             let (lanes, columns) = (panel::lanes(level), acts::columns(level));
-            tile.fill(0.0);
             for from in (0..m.cols).step_by(PANEL) {
                 let cut = PANEL.min(m.cols - from);
                 let words = PanelMut::words(lanes, cut);
@@ -498,20 +497,14 @@ fn outputs(
                     let w = &w[p * lanes * m.row_bytes..(p * lanes + rows) * m.row_bytes];
                     (f.fill)(level, w, m.row_bytes, from, PanelMut::carve(scratch, lanes, cut));
                 }
-                for (i, g) in (rows.start / columns..rows.end.div_ceil(columns)).enumerate() {
-                    let x = groups.read(g);
-                    let x = x.read(f.grain, columns, m.cols);
-                    for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes))
-                    {
-                        let panel = PanelMut::carve(scratch, lanes, cut);
-                        (f.tile)(
-                            level,
-                            panel.view(),
-                            x,
-                            from,
-                            &mut tile[i * columns * TASK + p * lanes..],
-                            TASK,
-                        );
+                // a panel stays close while the activations run down it
+                for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
+                    let panel = PanelMut::carve(scratch, lanes, cut);
+                    for (i, g) in (rows.start / columns..rows.end.div_ceil(columns)).enumerate() {
+                        let x = groups.read(g);
+                        let x = x.read(f.grain, columns, m.cols);
+                        let y = &mut tile[i * columns * TASK + p * lanes..];
+                        (f.tile)(level, panel.view(), x, from, y, TASK);
                     }
                 }
             }
@@ -521,7 +514,11 @@ fn outputs(
     for i in 0..n {
         let (from, to) = (&tile[i * stride..i * stride + width], block.row(i));
         match task.bias.filter(|_| !task.leaves) {
-            None => to.copy_from_slice(from),
+            // a task's usual width is known here: moves in place of a call for each row
+            None => match (to.as_chunks_mut::<TASK>(), from.as_chunks::<TASK>()) {
+                (([to], []), ([from], [])) => *to = *from,
+                _ => to.copy_from_slice(from),
+            },
             Some(bias) => {
                 for ((to, from), bias) in to.iter_mut().zip(from).zip(&bias[first..]) {
                     *to = from + bias;

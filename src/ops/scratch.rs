@@ -78,9 +78,9 @@ impl Needs {
 /// Rows of weights that one task of a large product takes.
 pub(super) const TASK: usize = 64;
 /// Elements of the reduction that a task lays into panels at a time.
-pub(super) const PANEL: usize = 2048;
+pub(super) const PANEL: usize = 1024;
 /// Rows of activations that one task of a large product takes at most: a multiple of every level's columns.
-pub(super) const ROWS: usize = 512;
+pub(super) const ROWS: usize = 516;
 /// Rows of the base that a backward task decodes at a time, and columns it takes.
 pub(super) const BACK: (usize, usize) = (128, 256);
 /// What the rows of a decoded piece lie apart: not a power of two, so that they do not share cache sets.
@@ -169,7 +169,7 @@ impl Attending {
             log_sum: vec![0.0; rows],
             delta: vec![0.0; rows],
             valid: vec![0; rows],
-            kernel: attention::Scratch::new(head),
+            kernel: attention::Scratch::new(head, back),
         }
     }
 }
@@ -273,7 +273,7 @@ impl Scratch {
         worker += 4 * if back { BACK.0 * BACK_STRIDE } else { 16 * TASK };
         worker +=
             4 * needs.head * (if back { 4 } else { 2 } * attention::ROWS + if back { 6 } else { 2 } * TILE);
-        worker += 4 * (2 * attention::ROWS * TILE + 16 * needs.head.max(TILE));
+        worker += 4 * attention::Scratch::len(needs.head, back);
         let mut total = worker as u64 * needs.members as u64;
         if many && (needs.small || needs.large) {
             total += (group(Grain::Small) + group(Grain::Large)) * needs.members as u64;

@@ -157,6 +157,7 @@ pub(crate) mod wide {
 
     pub(crate) const LANES: usize = 8;
     pub(crate) const COLUMNS: usize = 4;
+    pub(crate) const GROUPS: usize = 1;
     pub(crate) const ROWS: usize = 6;
     pub(crate) const SIGNED_OFFSET: i32 = 0;
     /// Pair sums of weights up to `max` and activations up to 127 stay within i16 for this many steps.
@@ -221,7 +222,9 @@ pub(crate) mod wide {
         }
         fn widen_plain(total: Ints, partial: Partial) -> Ints { widen(total, partial, _mm256_set1_epi16(1)) }
         fn load_ints(x: &[i32; 8]) -> Ints { must_cast(*x) }
-        fn madd_lanes(pairs: Ints, two: i32) -> Ints { _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)) }
+        fn madd_lanes(acc: Ints, pairs: Ints, two: i32) -> Ints {
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)))
+        }
         fn mul_int(a: Ints, b: i32) -> Ints { _mm256_mullo_epi32(a, _mm256_set1_epi32(b)) }
     }
 }

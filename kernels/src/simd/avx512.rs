@@ -29,7 +29,8 @@ pub(crate) mod wide {
     pub(crate) type Partial = __m512i;
 
     pub(crate) const LANES: usize = 16;
-    pub(crate) const COLUMNS: usize = 8;
+    pub(crate) const COLUMNS: usize = 6;
+    pub(crate) const GROUPS: usize = 2;
     pub(crate) const ROWS: usize = 12;
     /// The byte product takes unsigned weights: signed ones are laid down 128 higher.
     pub(crate) const SIGNED_OFFSET: i32 = 128;
@@ -120,7 +121,7 @@ pub(crate) mod wide {
         }
         fn widen_plain(total: Ints, partial: Partial) -> Ints { _mm512_add_epi32(total, partial) }
         fn load_ints(x: &[i32; 16]) -> Ints { must_cast(*x) }
-        fn madd_lanes(pairs: Ints, two: i32) -> Ints { _mm512_madd_epi16(pairs, _mm512_set1_epi32(two)) }
+        fn madd_lanes(acc: Ints, pairs: Ints, two: i32) -> Ints { _mm512_dpwssd_epi32(acc, pairs, _mm512_set1_epi32(two)) }
         fn mul_int(a: Ints, b: i32) -> Ints { _mm512_mullo_epi32(a, _mm512_set1_epi32(b)) }
         fn zero_ints() -> Ints { _mm512_setzero_si512() }
         fn splat_int(x: i32) -> Ints { _mm512_set1_epi32(x) }

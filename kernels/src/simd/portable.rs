@@ -261,6 +261,8 @@ pub(crate) mod wide {
     pub(crate) const LANES: usize = 8;
     /// Columns of an integer tile.
     pub(crate) const COLUMNS: usize = 4;
+    /// Registers of rows of an integer tile.
+    pub(crate) const GROUPS: usize = 1;
     /// Rows of a float tile ([`crate::gemm`]).
     pub(crate) const ROWS: usize = 4;
     /// What is added to signed weights when they are laid into a panel.
@@ -372,9 +374,9 @@ pub(crate) mod wide {
     pub(crate) fn load_ints(x: &[i32; 8]) -> Ints {
         *x
     }
-    /// Two 16-bit numbers of each lane with two of the splat, products summed.
-    pub(crate) fn madd_lanes(pairs: Ints, two: i32) -> Ints {
-        pairs.map(|p| i32::from(p as i16) * i32::from(two as i16) + (p >> 16) * (two >> 16))
+    /// `acc` + two 16-bit numbers of each lane with two of the splat, products summed.
+    pub(crate) fn madd_lanes(acc: Ints, pairs: Ints, two: i32) -> Ints {
+        zip!(|acc, pairs| acc + i32::from(pairs as i16) * i32::from(two as i16) + (pairs >> 16) * (two >> 16))
     }
     pub(crate) fn mul_int(a: Ints, b: i32) -> Ints {
         a.map(|v| v * b)
