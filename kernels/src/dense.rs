@@ -10,7 +10,7 @@
 //! # Shapes
 //! `w`: r rows of k elements, `row_bytes` apart; `x [n][k]`; `y[c·stride + r]`, overwritten.
 
-use crate::count::{Count, Four, One, Two};
+use crate::count::{Count, Four, One, Six, Three, Two};
 use crate::half::{f32_to_bf16, f32_to_f16};
 
 /// How an unquantized weight is stored.
@@ -57,51 +57,71 @@ fn padded<T: bytemuck::Pod, const N: usize>(x: &[T]) -> [T; N] {
 
 levels! {
     {
+        fn step[R: Count, C: Count](
+            w: simd::wide::Floats, r: usize, x: [simd::wide::Floats; 6], acc: &mut [[simd::wide::Floats; 6]; 4]) {
+            if r < R::N {
+                for c in 0..C::N {
+                    acc[r][c] = simd::wide::fma(w, x[c], acc[r][c]);
+                }
+            }
+        }
+
+        /// At most four rows of weights with at most six of activations at a time.
         fn rows_of[T: bytemuck::Pod, L: Fn(&[T; simd::wide::LANES]) -> simd::wide::Floats, R: Count, C: Count](
             w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize, load: L) {
             const LANES: usize = simd::wide::LANES;
-            let rows = w.len() / row_bytes;
-            for (group, w) in w.chunks(R::N * row_bytes).enumerate() {
-                let n = w.len() / row_bytes;
+            for (group, w) in w.chunks_exact(R::N * row_bytes).enumerate() {
                 let row: [(&[[T; LANES]], &[T]); 4] = core::array::from_fn(|i| {
-                    bytemuck::cast_slice::<u8, T>(&w[i.min(n - 1).min(R::N - 1) * row_bytes..][..row_bytes])[..k]
-                        .as_chunks::<LANES>()
+                    bytemuck::cast_slice::<u8, T>(&w[i.min(R::N - 1) * row_bytes..][..row_bytes])[..k].as_chunks()
                 });
-                let column: [(&[[f32; LANES]], &[f32]); 4] =
-                    core::array::from_fn(|c| x[c.min(C::N - 1) * k..][..k].as_chunks::<LANES>());
-                let len = k / LANES;
-                let body: [&[[T; LANES]]; 4] = core::array::from_fn(|i| &row[i].0[..len]);
-                let xs: [&[[f32; LANES]]; 4] = core::array::from_fn(|c| &column[c].0[..len]);
-                let mut acc = [[simd::wide::zero(); 4]; 4];
-                let lines = (R::N * row_bytes / 64).div_ceil(len.max(1));
-                for i in 0..len {
-                    at::quads::ask(w, i * lines, lines);
-                    let mut x = [simd::wide::zero(); 4];
-                    for c in 0..C::N {
-                        x[c] = simd::wide::load(&xs[c][i]);
+                let column: [(&[[f32; LANES]], &[f32]); 6] =
+                    core::array::from_fn(|c| x[c.min(C::N - 1) * k..][..k].as_chunks());
+                let [w0, w1, w2, w3] = row.map(|(body, _)| body);
+                let [x0, x1, x2, x3, x4, x5] = column.map(|(body, _)| body);
+                let mut acc = [[simd::wide::zero(); 6]; 4];
+                let lines = (R::N * row_bytes / 64).div_ceil((k / LANES).max(1));
+                let rows = w0.iter().zip(w1).zip(w2).zip(w3);
+                let columns = x0.iter().zip(x1).zip(x2).zip(x3).zip(x4).zip(x5);
+                for (i, ((((w0, w1), w2), w3), (((((x0, x1), x2), x3), x4), x5))) in rows.zip(columns).enumerate() {
+                    if C::N == 1 {
+                        at::quads::ask(w, i * lines, lines);
                     }
-                    for r in 0..R::N {
-                        let w = load(&body[r][i]);
-                        for c in 0..C::N {
-                            acc[r][c] = simd::wide::fma(w, x[c], acc[r][c]);
-                        }
-                    }
+                    let x = [x0, x1, x2, x3, x4, x5];
+                    let x: [simd::wide::Floats; 6] =
+                        core::array::from_fn(|c| if c < C::N { simd::wide::load(x[c]) } else { simd::wide::zero() });
+                    step::<R, C>(load(w0), 0, x, &mut acc);
+                    step::<R, C>(load(w1), 1, x, &mut acc);
+                    step::<R, C>(load(w2), 2, x, &mut acc);
+                    step::<R, C>(load(w3), 3, x, &mut acc);
                 }
                 if k % LANES != 0 {
+                    let x = core::array::from_fn(|c| simd::wide::load(&padded(column[c].1)));
                     for r in 0..R::N {
-                        let w = load(&padded(row[r].1));
-                        for c in 0..C::N {
-                            acc[r][c] = simd::wide::fma(w, simd::wide::load(&padded(column[c].1)), acc[r][c]);
-                        }
+                        step::<R, C>(load(&padded(row[r].1)), r, x, &mut acc);
                     }
                 }
-                for r in 0..n {
+                for r in 0..R::N {
                     for c in 0..C::N {
                         y[c * stride + group * R::N + r] = simd::wide::sum(acc[r][c]);
                     }
                 }
             }
-            debug_assert!(y.len() >= rows);
+        }
+
+        /// All rows for C columns: in groups of four, then what is left.
+        fn columns_of[T: bytemuck::Pod, L: Fn(&[T; simd::wide::LANES]) -> simd::wide::Floats, C: Count](
+            w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize, load: L) {
+            let rows = w.len() / row_bytes;
+            let whole = rows / 4 * 4;
+            let (most, rest) = w.split_at(whole * row_bytes);
+            rows_of::<T, _, Four, C>(most, row_bytes, x, k, y, stride, |v| load(v));
+            let y = &mut y[whole..];
+            match rows - whole {
+                0 => {}
+                1 => rows_of::<T, _, One, C>(rest, row_bytes, x, k, y, stride, load),
+                2 => rows_of::<T, _, Two, C>(rest, row_bytes, x, k, y, stride, load),
+                _ => rows_of::<T, _, Three, C>(rest, row_bytes, x, k, y, stride, load),
+            }
         }
 
         fn of[T: bytemuck::Pod, L: Fn(&[T; simd::wide::LANES]) -> simd::wide::Floats](
@@ -110,16 +130,25 @@ levels! {
             let mut c = 0;
             while c < n {
                 let (x, y) = (&x[c * k..], &mut y[c * stride..]);
-                if n - c >= 4 && simd::wide::LANES == 16 {
-                    rows_of::<T, _, Four, Four>(w, row_bytes, x, k, y, stride, |v| load(v));
-                    c += 4;
-                } else if n - c >= 2 {
-                    rows_of::<T, _, Four, Two>(w, row_bytes, x, k, y, stride, |v| load(v));
-                    c += 2;
-                } else {
-                    rows_of::<T, _, Four, One>(w, row_bytes, x, k, y, stride, |v| load(v));
-                    c += 1;
-                }
+                // as many columns as leave room for their sums
+                c += match n - c {
+                    6.. if simd::wide::LANES == 16 => {
+                        columns_of::<T, _, Six>(w, row_bytes, x, k, y, stride, |v| load(v));
+                        6
+                    }
+                    4.. if simd::wide::LANES == 16 => {
+                        columns_of::<T, _, Four>(w, row_bytes, x, k, y, stride, |v| load(v));
+                        4
+                    }
+                    2.. => {
+                        columns_of::<T, _, Two>(w, row_bytes, x, k, y, stride, |v| load(v));
+                        2
+                    }
+                    _ => {
+                        columns_of::<T, _, One>(w, row_bytes, x, k, y, stride, |v| load(v));
+                        1
+                    }
+                };
             }
         }
     }

@@ -32,6 +32,12 @@ pub const FEW: usize = onlay_kernels::dot::COLUMNS;
 /// Outputs that one task of a few rows takes at most.
 pub(super) const FEW_WIDTH: usize = 512;
 
+/// Rows of unquantized weights that one task takes when activations are many: whole register tiles ([`dense`]).
+const TASK_DENSE: usize = 48;
+
+/// Rows longer than so many bytes are taken half as many at a time.
+const CLOSE: usize = 8192;
+
 /// The most matrices that share an input.
 pub(crate) const SHARING: usize = 4;
 
@@ -256,6 +262,9 @@ fn multiply_batch(
         let width = if few {
             // some eight pieces for each member, so that a late one does not hold up the others
             (p.matrix.rows / (8 * members)).next_multiple_of(16).clamp(16, FEW_WIDTH)
+        } else if matches!(p.matrix.storage, Storage::Dense(_)) {
+            // so many rows of weights stay close while the activations pass by
+            if p.matrix.row_bytes > CLOSE { TASK_DENSE / 2 } else { TASK_DENSE }
         } else {
             TASK
         };

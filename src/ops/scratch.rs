@@ -78,7 +78,7 @@ impl Needs {
 /// Rows of weights that one task of a large product takes.
 pub(super) const TASK: usize = 64;
 /// Elements of the reduction that a task lays into panels at a time.
-pub(super) const PANEL: usize = 1024;
+pub(super) const PANEL: usize = 2048;
 /// Rows of activations that one task of a large product takes at most: a multiple of every level's columns.
 pub(super) const ROWS: usize = 516;
 /// Rows of the base that a backward task decodes at a time, and columns it takes.
