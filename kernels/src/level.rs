@@ -15,6 +15,9 @@ pub(crate) enum Isa {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Avx512 whose gradients of inputs are sums of bf16 products ([`crate::narrow`]).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Level {
@@ -35,6 +38,9 @@ impl Level {
                 levels.push(Level(Isa::Avx2));
                 if has!("avx512f" "avx512bw" "avx512vl" "avx512dq" "avx512vnni") {
                     levels.push(Level(Isa::Avx512));
+                    if has!("avx512bf16") {
+                        levels.push(Level(Isa::Avx512Bf16));
+                    }
                 }
             }
         }
@@ -61,7 +67,7 @@ impl Level {
             .clone()
     }
 
-    /// `portable`, `avx2` or `avx512`.
+    /// `portable`, `avx2`, `avx512` or `avx512bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Isa::Portable => "portable",
@@ -69,6 +75,8 @@ impl Level {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -113,7 +121,7 @@ macro_rules! levels {
                     $crate::level::Isa::Avx2 => unsafe { avx2::$name $(::<$($g),*>)? ($($a),*) },
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
-                    $crate::level::Isa::Avx512 => unsafe { avx512::$name $(::<$($g),*>)? ($($a),*) },
+                    $crate::level::Isa::Avx512 | $crate::level::Isa::Avx512Bf16 => unsafe { avx512::$name $(::<$($g),*>)? ($($a),*) },
                 }
             }
         )*

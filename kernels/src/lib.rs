@@ -6,7 +6,7 @@
 //! # Levels
 //! Every kernel is written once, against the small vocabulary in `simd`, and stamped for each [`Level`] by the
 //! `levels!` macro: `portable` (plain Rust), `avx2` (AVX2 + FMA + F16C) and `avx512` (AVX-512 F/BW/VL/DQ + VNNI).
-//! The level is found at run time, so an ordinary `cargo build --release` is full speed everywhere.
+//! `avx512bf16` is the same with one room more, [`narrow`]. The level is found at run time, so an ordinary `cargo build --release` is full speed everywhere.
 //!
 //! # One sequence of operations per output
 //! The definition of every product fixes the order of its floating-point operations for each output element,
@@ -23,7 +23,7 @@
 //! # Rooms
 //! [`quant`] the block formats, one file each · [`acts`] activations rounded to 8 bits · [`dot`] few rows of
 //! activations · [`panel`] many · [`dense`] unquantized weights · [`gemm`] f32 products of the backward pass and of
-//! adapters · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step · [`activate`] what lies
+//! adapters · [`narrow`] the backward pass in bf16, where the processor multiplies that · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step · [`activate`] what lies
 //! inside a bottleneck.
 
 #[macro_use]
@@ -40,6 +40,7 @@ pub mod gate;
 pub mod gemm;
 pub mod half;
 pub mod math;
+pub mod narrow;
 pub mod norm;
 pub mod panel;
 pub mod peak;

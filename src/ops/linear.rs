@@ -23,7 +23,7 @@ use super::{Base, Batch, Delta, Host, Lent, MatrixId, Operation, Site, Span, Vec
 use crate::tensor::{Block, Chunks, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
 use onlay_kernels::acts::{self, ActsMut, Grain};
 use onlay_kernels::panel::{self, PanelMut};
-use onlay_kernels::{Level, dense, gemm};
+use onlay_kernels::{Level, dense, gemm, narrow};
 use std::ops::Range;
 
 /// Up to this many rows are multiplied as rows, without panels.
@@ -538,17 +538,25 @@ fn outputs(
 }
 
 /// `dx += (gain∘dy)·W`, with `gain` `[outputs]` on every row of dy.
+///
+/// Both factors are rounded to bf16 where the level multiplies that ([`narrow`]) and W is in blocks, whose forward products
+/// round the activations to 8 bits; else they are f32.
 pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy: Mat<'_>, dx: MatMut<'_>) {
     let (level, scratch, n) = (host.level, host.scratch, dy.rows());
     if n == 0 {
         return;
     }
+    let halves = narrow::has(level) && matches!(w.storage, Storage::Block(_));
     let (per, k) = (gemm::rows(level), dy.cols());
     let groups = n.div_ceil(per);
     host.team.each(groups, |_, g| {
         let rows = per.min(n - g * per);
         let mut packed = scratch.packed.get(g);
-        gemm::pack(level, &dy.data()[g * per * k..], k, 1, rows, k, 1.0, &mut packed[..k * per]);
+        let dy = &dy.data()[g * per * k..];
+        if halves {
+            return narrow::pack(level, dy, k, rows, k, gain, bytemuck::cast_slice_mut(&mut packed));
+        }
+        gemm::pack(level, dy, k, 1, rows, k, 1.0, &mut packed[..k * per]);
         if let Some(gain) = gain {
             for (dy, gain) in packed.chunks_exact_mut(per).zip(gain) {
                 dy.iter_mut().for_each(|v| *v *= gain);
@@ -571,15 +579,25 @@ pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy
             worker.spare.resize(BACK.0 * BACK_STRIDE, 0.0);
             for from in (0..k).step_by(BACK.0) {
                 let cut = BACK.0.min(k - from);
-                for (i, to) in worker.spare.chunks_exact_mut(BACK_STRIDE).enumerate().take(cut) {
-                    w.decode(level, from + i, first, &mut to[..width]);
+                if halves {
+                    lay_pairs(level, w, from..from + cut, first, width, &mut worker.spare);
+                } else {
+                    for (i, to) in worker.spare.chunks_exact_mut(BACK_STRIDE).enumerate().take(cut) {
+                        w.decode(level, from + i, first, &mut to[..width]);
+                    }
                 }
                 for g in 0..groups {
                     let rows = per.min(n - g * per);
                     let dy = scratch.packed.read(g);
-                    let dy = &dy[from * per..(from + cut) * per];
                     let c = &mut tile[g * per * width..];
-                    gemm::add(level, rows, width, dy, &worker.spare, BACK_STRIDE, c, width);
+                    if halves {
+                        let dy = &bytemuck::cast_slice(&dy)[from / 2 * per..(from + cut).div_ceil(2) * per];
+                        let b = bytemuck::cast_slice(&worker.spare);
+                        narrow::add(level, rows, width, dy, b, BACK_STRIDE, c, width);
+                    } else {
+                        let dy = &dy[from * per..(from + cut) * per];
+                        gemm::add(level, rows, width, dy, &worker.spare, BACK_STRIDE, c, width);
+                    }
                 }
             }
             for (i, row) in tile.chunks_exact(width).enumerate() {
@@ -587,6 +605,21 @@ pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy
             }
         }
     });
+}
+
+/// Some columns of rows of W in bf16 pairs, `BACK_STRIDE` apart.
+fn lay_pairs(level: Level, w: Matrix<'_>, rows: Range<usize>, first: usize, width: usize, to: &mut [f32]) {
+    let to = bytemuck::cast_slice_mut(to);
+    let mut two = [[0f32; BACK.1]; 2];
+    for (i, to) in rows.clone().step_by(2).zip(to.chunks_exact_mut(BACK_STRIDE)) {
+        let [a, b] = &mut two;
+        w.decode(level, i, first, &mut a[..width]);
+        let second = i + 1 < rows.end;
+        if second {
+            w.decode(level, i + 1, first, &mut b[..width]);
+        }
+        narrow::lay(level, &a[..width], second.then_some(&b[..width]), &mut to[..width]);
+    }
 }
 
 /// Rows of the base that a task of [`output_products`] decodes at a time.
