@@ -56,4 +56,14 @@ levels! {
             }
         }
     }
+
+    /// Asks for bytes that will be decoded soon.
+    pub fn ask(bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            simd::prefetch(line.as_ptr());
+        }
+        if let Some(last) = bytes.last() {
+            simd::prefetch(last);
+        }
+    }
 }

@@ -33,7 +33,7 @@ pub mod acts;
 pub mod adam;
 pub mod attention;
 mod count;
-mod decode;
+pub mod decode;
 pub mod dense;
 pub mod dot;
 pub mod gate;

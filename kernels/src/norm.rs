@@ -31,12 +31,15 @@ levels! {
         const LANES: usize = simd::wide::LANES;
         let r = scale(x, eps);
         let n = x.len();
+        let ((xs, xt), (ws, wt), (dys, dyt)) =
+            (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), dy.as_chunks::<LANES>());
         let mut acc = simd::wide::zero();
-        for from in (0..n).step_by(LANES) {
-            let to = (from + LANES).min(n);
-            let part = |v: &[f32]| at::math::load_part(&v[from..to], 0.0);
-            acc = simd::wide::fma(simd::wide::mul(part(dy), part(w)), part(x), acc);
+        for ((x, w), dy) in xs.iter().zip(ws).zip(dys) {
+            let of = simd::wide::load;
+            acc = simd::wide::fma(simd::wide::mul(of(dy), of(w)), of(x), acc);
         }
+        let of = |x: &[f32]| at::math::load_part(x, 0.0);
+        acc = simd::wide::fma(simd::wide::mul(of(dyt), of(wt)), of(xt), acc);
         let s = simd::wide::sum(acc) * r * r * r / n as f32;
         for (((x, w), dy), dx) in x.iter().zip(w).zip(dy).zip(dx) {
             *dx += r * w * dy - x * s;

@@ -583,6 +583,7 @@ pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy
                     lay_pairs(level, w, from..from + cut, first, width, &mut worker.spare);
                 } else {
                     for (i, to) in worker.spare.chunks_exact_mut(BACK_STRIDE).enumerate().take(cut) {
+                        w.ask(level, from + i + SOON, first, width);
                         w.decode(level, from + i, first, &mut to[..width]);
                     }
                 }
@@ -607,12 +608,17 @@ pub fn product_back(host: &mut Host<'_>, w: Matrix<'_>, gain: Option<&[f32]>, dy
     });
 }
 
+/// How many rows ahead a strip of W is asked for: each lies in another page than the last.
+const SOON: usize = 12;
+
 /// Some columns of rows of W in bf16 pairs, `BACK_STRIDE` apart.
 fn lay_pairs(level: Level, w: Matrix<'_>, rows: Range<usize>, first: usize, width: usize, to: &mut [f32]) {
     let to = bytemuck::cast_slice_mut(to);
     let mut two = [[0f32; BACK.1]; 2];
     for (i, to) in rows.clone().step_by(2).zip(to.chunks_exact_mut(BACK_STRIDE)) {
         let [a, b] = &mut two;
+        w.ask(level, i + SOON, first, width);
+        w.ask(level, i + 1 + SOON, first, width);
         w.decode(level, i, first, &mut a[..width]);
         let second = i + 1 < rows.end;
         if second {

@@ -165,6 +165,17 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Asks for what [`Matrix::decode`] will read, if the row is there.
+    pub fn ask(&self, level: Level, row: usize, from: usize, len: usize) {
+        if row < self.rows {
+            let bytes = |elements: usize| match self.storage {
+                Storage::Dense(d) => elements * d.bytes(),
+                Storage::Block(f) => elements / f.len * f.bytes,
+            };
+            onlay_kernels::decode::ask(level, &self.part(row, 1)[bytes(from)..][..bytes(len)]);
+        }
+    }
+
     /// One row as f32, exactly as the format defines it. Panics past the end, or if `out` has not `cols` numbers.
     pub fn decode_row(&self, i: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "a row has {} weights", self.cols);
