@@ -53,6 +53,9 @@ pub const ROWS: usize = 12;
 /// Columns of a register tile.
 pub const COLUMNS: usize = 32;
 
+/// Multiply-adds of one round of [`peak`].
+pub const PEAK: usize = 12 * 32;
+
 narrow! {
     /// Packs `m` ≤ ROWS rows of k elements, `a[i·row + p]` times `gain[p]` where there is one, with zeros behind m.
     pub fn pack(a: &[f32], row: usize, m: usize, k: usize, gain: Option<&[f32]>, to: &mut [u32]) {
@@ -85,6 +88,12 @@ narrow! {
         for (i, (to, a)) in to.iter_mut().zip(first).enumerate() {
             *to = pairs(a, second.map_or(&[0.0; 16], |s| &s[i]));
         }
+    }
+
+    /// `rounds` times [`PEAK`] multiply-adds, for the ceiling beside which figures are printed; `out` only keeps them from being
+    /// left out.
+    pub fn peak(rounds: usize, out: &mut f32) {
+        *out = chains(rounds);
     }
 
     /// `C[m][n] += A·B` for one packed group; n is a multiple of COLUMNS, B's rows are `b_stride` pairs apart.
@@ -147,6 +156,19 @@ mod x86 {
                 order
             };
             must_cast(_mm512_permutexvar_epi16(must_cast(ORDER), both))
+        }
+
+        fn chains(rounds: usize) -> f32 {
+            let (a, b) = (core::hint::black_box([0x3f00_3e80; 16]), core::hint::black_box([0x3e80_3f00; 16]));
+            let (a, b): (__m512i, __m512i) = (must_cast::<[u32; 16], _>(a), must_cast::<[u32; 16], _>(b));
+            let mut acc = [_mm512_set1_ps(1.0); 12];
+            for _ in 0..rounds {
+                for v in &mut acc {
+                    *v = _mm512_dpbf16_ps(*v, halves(a), halves(b));
+                }
+            }
+            let sum = acc.iter().fold(_mm512_setzero_ps(), |s, v| _mm512_add_ps(s, *v));
+            _mm512_reduce_add_ps(sum)
         }
 
         fn tile<const M: usize>(a: &[u32], b: &[u32], b_stride: usize, c: &mut [f32], c_stride: usize) {

@@ -6,7 +6,7 @@ use super::terminal::{Progress, bytes, json, line};
 use super::{Usage, open};
 use anyhow::Result;
 use onlay::adapter::{Lora, Targets, Worn};
-use onlay::engine::Engine;
+use onlay::engine::{Engine, Layer};
 use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::model::Model;
 use onlay::ops::{Delta, Room};
@@ -51,9 +51,15 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
           value_parser = clap::value_parser!(u32).range(1..=64))]
     sessions: u32,
+    /// Load the adapters once for each session, as if every session wore others
+    #[arg(long, requires = "adapters")]
+    apart: bool,
     /// Train on rows of N tokens too
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = tokens())]
     train: u32,
+    /// Compute layers again for the backward pass, as train does where memory is short
+    #[arg(long)]
+    recompute: bool,
     /// How often each is measured
     #[arg(short = 'r', value_name = "REPEATS", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -92,7 +98,11 @@ pub fn main(args: Args) -> Result<()> {
     }
     let model = open::model(&args.model)?;
     let worn = open::worn(&model, &args.wear)?;
-    let mut tests = measure(&args, &model, &worn)?;
+    let mut layers: Vec<Layer> = open::layer(&worn).into_iter().collect();
+    for _ in 1..if args.apart { args.sessions } else { 1 } {
+        layers.extend(open::layer(&open::worn(&model, &args.wear)?));
+    }
+    let mut tests = measure(&args, &model, &worn, &layers)?;
     tests.sort_by_key(|t| t.rank);
     // Last, for it takes 256 MiB, which the peaks are not to show.
     let ceilings = Ceilings::measure(args.machine.count())?;
@@ -100,9 +110,13 @@ pub fn main(args: Args) -> Result<()> {
 }
 
 /// All tests, the one that needs least memory first.
-fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<Vec<Test>> {
+fn measure(
+    args: &Args,
+    model: &Arc<Model>,
+    worn: &Option<Arc<Worn>>,
+    layers: &[Layer],
+) -> Result<Vec<Test>> {
     let threads = args.machine.count();
-    let layer = open::layer(worn);
     let room = worn.as_ref().map_or(Room::default(), |w| w.room(model.program()));
     let mut shown = Progress::new();
     let mut tests = Vec::new();
@@ -125,7 +139,7 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<
     if args.generate > 0 {
         let count = args.sessions as usize;
         let mut engine = engine(count, args.generate)?;
-        let mut sessions = bench::sessions(&mut engine, layer.as_ref(), count, depth)?;
+        let mut sessions = bench::sessions(&mut engine, layers, count, depth)?;
         let n = args.generate as usize;
         bench::generate(&mut engine, &mut sessions, 1)?; // as many rows as will be timed
         let many = if count > 1 { format!("x{count}") } else { String::new() };
@@ -136,7 +150,7 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>) -> Result<
     }
     if args.prompt > 0 {
         let mut engine = engine(1, args.prompt)?;
-        let mut sessions = bench::sessions(&mut engine, layer.as_ref(), 1, depth)?;
+        let mut sessions = bench::sessions(&mut engine, layers, 1, depth)?;
         let n = args.prompt as usize;
         bench::prompt(&mut engine, &mut sessions[0], n.min(64))?;
         run(0, format!("pp{n}{at}"), args.prompt, &mut || {
@@ -175,7 +189,7 @@ fn training(
         context: tokens,
         sequences: 1,
         kv: args.kv.kv,
-        keep: Keep::Streams,
+        keep: if args.recompute { Keep::Streams } else { Keep::Registers },
         optimizer: Optimizer::default(),
     };
     let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
@@ -226,9 +240,10 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
         return Ok(());
     }
     table.print(0)?;
-    let Ceilings { read, floats, bytes } = ceilings;
+    let Ceilings { read, floats, bytes, halves } = ceilings;
+    let of_bf16 = halves.map_or(String::new(), |h| format!(", {:.0} billion of bf16", h / 1e9));
     line(format_args!(
-        "\n{threads} threads, {}: reads {:.1} GB/s, {:.0} billion multiply-adds/s of f32, {:.0} billion of bytes",
+        "\n{threads} threads, {}: reads {:.1} GB/s, {:.0} billion multiply-adds/s of f32, {:.0} billion of bytes{of_bf16}",
         level.name(),
         read / 1e9,
         floats / 1e9,
@@ -239,7 +254,8 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
 
 /// Tokens per second at best, and what limits them.
 ///
-/// Products with block formats are of bytes, with dense weights of f32; gradients of inputs are of f32 always.
+/// Products with block formats are of bytes, with dense weights of f32; gradients of inputs are of f32, or through block
+/// formats of bf16 where the level has that.
 fn ceiling(args: &Args, test: &Test, model: &Model, cost: &Cost, ceilings: Ceilings) -> (f64, &'static str) {
     let blocks = model.bound().storage().iter().any(|s| s.grain().is_some());
     let forward = if blocks { ceilings.bytes } else { ceilings.floats };
@@ -256,6 +272,9 @@ fn ceiling(args: &Args, test: &Test, model: &Model, cost: &Cost, ceilings: Ceili
             let bytes = cost.bytes + sessions * cost.position_bytes * back(args.generate);
             (sessions * ceilings.read / bytes, "read bandwidth")
         }
-        _ => (1.0 / (half / forward + half / ceilings.floats), "peak arithmetic"),
+        _ => {
+            let back = ceilings.halves.filter(|_| blocks).unwrap_or(ceilings.floats);
+            (1.0 / (half / forward + half / back), "peak arithmetic")
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::model::Model;
 use crate::ops::Room;
 use crate::ops::kv::{Precision, TILE};
 use crate::tensor::Team;
-use onlay_kernels::{Level, peak};
+use onlay_kernels::{Level, narrow, peak};
 use std::time::Instant;
 
 /// What the machine does at best with this many threads, measured now.
@@ -18,6 +18,8 @@ pub struct Ceilings {
     pub floats: f64,
     /// Byte multiply-adds per second.
     pub bytes: f64,
+    /// bf16 multiply-adds per second, where the level has them.
+    pub halves: Option<f64>,
 }
 
 impl Ceilings {
@@ -57,11 +59,21 @@ impl Ceilings {
                 std::hint::black_box(peak::bytes(level, rounds));
             })
         });
+        let halves = narrow::has(level).then(|| {
+            fastest(4, || {
+                team.run(&|_| {
+                    let mut out = 0.0;
+                    narrow::peak(level, rounds, &mut out);
+                    std::hint::black_box(out);
+                })
+            })
+        });
         let all = |count: u64, time: f64| (count * threads as u64) as f64 / time;
         Ok(Ceilings {
             read: 8.0 * words as f64 / read,
             floats: all(peak::floats(level, rounds).0, floats),
             bytes: all(peak::bytes(level, rounds).0, bytes),
+            halves: halves.map(|time| all((rounds * narrow::PEAK) as u64, time)),
         })
     }
 }
@@ -117,21 +129,21 @@ impl Cost {
     }
 }
 
-/// Sessions that wear `layer` and have read `depth` tokens, at least one.
+/// Sessions that wear `layer` (each the next of them, if there are several) and have read `depth` tokens, at least one.
 ///
 /// # Errors
 /// As [`Engine::advance`].
 pub fn sessions(
     engine: &mut Engine,
-    layer: Option<&Layer>,
+    layers: &[Layer],
     count: usize,
     depth: usize,
 ) -> Result<Vec<Session>> {
     let text = text(engine.model(), depth.max(1));
     let mut all = Vec::with_capacity(count);
-    for _ in 0..count {
+    for i in 0..count {
         let mut session = engine.session();
-        session.wear(layer.cloned());
+        session.wear(layers.get(i % layers.len().max(1)).cloned());
         engine.append(&mut session, &text)?;
         engine.advance(&mut [&mut session], &mut |_, _| {})?;
         all.push(session);
