@@ -4,10 +4,12 @@
     benches/compare.py --onlay target/release/onlay --llama DIR_OF_PROGRAMS --models DIR --name 1b decode prompt depth
     benches/compare.py --onlay … --peft PYTHON --models DIR --name 1b train
 
-Models are DIR/NAME.FORMAT.gguf. Rows: decode, prompt, depth, deep-prompt, together, lora, train, quantize, open.
+Models are DIR/NAME.FORMAT.gguf. Rows: decode, prompt, depth, deep-prompt, together, batches, lora, mixed,
+busy, small, train, quantize, open.
 The opponents' programs are the user's own; nothing of them is built or shipped here. Standard library only.
 """
 import argparse
+import contextlib
 import json
 import pathlib
 import statistics
@@ -32,21 +34,32 @@ def timed(command):
     return time.perf_counter() - start
 
 
+@contextlib.contextmanager
+def busy(cores):
+    """Another program on every core."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+
+
 class Sides:
     def __init__(self, args):
         self.a = args
 
-    def model(self, kind):
-        return pathlib.Path(self.a.models) / f"{self.a.name}.{kind}.gguf"
+    def model(self, kind, name=None):
+        return pathlib.Path(self.a.models) / f"{name or self.a.name}.{kind}.gguf"
 
-    def onlay(self, kind, prompt=0, generate=0, more=()):
-        """Tokens per second, ceiling and peak bytes of one test."""
-        d = lines([self.a.onlay, "bench", self.model(kind), "-p", prompt, "-n", generate, "-r", 1,
+    def onlay(self, kind, prompt=0, generate=0, more=(), name=None):
+        """Tokens per second and ceiling of one test."""
+        d = lines([self.a.onlay, "bench", self.model(kind, name), "-p", prompt, "-n", generate, "-r", 1,
                    "--threads", self.a.threads, "--json", *more])[-1]
         return d["tokens_per_second"], d["ceiling"]
 
-    def llama(self, kind, prompt=0, generate=0, more=()):
-        d = lines([pathlib.Path(self.a.llama) / "llama-bench", "-m", self.model(kind), "-p", prompt, "-n", generate,
+    def llama(self, kind, prompt=0, generate=0, more=(), name=None):
+        d = lines([pathlib.Path(self.a.llama) / "llama-bench", "-m", self.model(kind, name), "-p", prompt, "-n", generate,
                    "-r", 1, "-t", self.a.threads, "-o", "jsonl", *more])[-1]
         return d["avg_ts"], None
 
@@ -113,6 +126,25 @@ def main():
             for f in ("Q4_K_M", "Q8_0"):
                 row(n, f"8 sessions decode together, {f}", [("onlay", lambda f=f: s.onlay(f, generate=32, more=("--sessions", 8))),
                                                             ("llama.cpp", lambda f=f: s.batched(f, 8, 32))])
+        elif r == "batches":
+            for c in (2, 4, 8, 12, 16, 32, 64):
+                row(n, f"{c} sessions decode together, Q4_K_M", [("onlay", lambda c=c: s.onlay("Q4_K_M", generate=16, more=("--sessions", c))),
+                                                                ("llama.cpp", lambda c=c: s.batched("Q4_K_M", c, 16))])
+        elif r == "mixed":
+            worn = ("--adapter", args.adapter, "--sessions", 8)
+            row(n, "8 sessions, 8 LoRAs, Q4_K_M", [("apart", lambda: s.onlay("Q4_K_M", generate=32, more=(*worn, "--apart"))),
+                                                  ("one LoRA", lambda: s.onlay("Q4_K_M", generate=32, more=worn))])
+        elif r == "busy":
+            with busy(args.threads):
+                row(n, "decode 64 on a busy machine, Q4_K_M", [("onlay", lambda: s.onlay("Q4_K_M", generate=64))]
+                    + [(f"llama.cpp -t {t}", lambda t=t: s.llama("Q4_K_M", generate=64, more=("-t", t))) for t in (args.threads, 1)])
+        elif r == "small":
+            for name in ("5m", "135m"):
+                for f in ("Q4_K_M", "Q8_0"):
+                    for what in ({"generate": 128}, {"prompt": 512}):
+                        row(n, f"{next(iter(what))} {next(iter(what.values()))}, {name} {f}",
+                            [("onlay", lambda f=f, w=what, m=name: s.onlay(f, **w, name=m)),
+                             ("llama.cpp", lambda f=f, w=what, m=name: s.llama(f, **w, name=m))])
         elif r == "lora":
             worn = ("--adapter", args.adapter)
             for f in ("Q4_K_M", "Q8_0"):
@@ -121,7 +153,8 @@ def main():
                         [("with", lambda f=f, w=what: s.onlay(f, **w, more=worn)), ("own base", lambda f=f, w=what: s.onlay(f, **w))])
         elif r == "train":
             for f in ("Q8_0", "Q4_K_M"):
-                row(n, f"LoRA r16 step, 512 tokens, {f}", [("onlay", lambda f=f: s.onlay(f, more=("--train", 512)))]
+                row(n, f"LoRA r16 step, 512 tokens, {f}", [("onlay", lambda f=f: s.onlay(f, more=("--train", 512))),
+                                                           ("onlay, layers again", lambda f=f: s.onlay(f, more=("--train", 512, "--recompute")))]
                     + [(f"PEFT {d}", lambda d=d: s.peft(d, 512)) for d in ("float32", "bfloat16")])
         elif r == "quantize":
             with tempfile.TemporaryDirectory() as t:

@@ -221,7 +221,9 @@ mod tests {
         let round = |v: f32| bf16_to_f32(f32_to_bf16(v));
         for (m, k, n) in [(1, 1, 32), (12, 33, 32), (11, 64, 96), (2, 7, 64), (12, 128, 256)] {
             let (bs, cs) = (n + 16, n + 5);
-            let wave = |n: usize, by: usize| (0..n).map(|i| (i * by % 2311) as f32 / 1100.0 - 1.0).collect::<Vec<_>>();
+            let wave = |n: usize, by: usize| {
+                (0..n).map(|i| (i * by % 2311) as f32 / 1100.0 - 1.0).collect::<Vec<_>>()
+            };
             let (a, b, gain) = (wave(m * k, 7), wave(k * n, 5), wave(k, 3));
             let start: Vec<f32> = (0..m * cs).map(|i| (i % 3) as f32).collect();
             for gain in [None, Some(&gain[..])] {

@@ -369,6 +369,9 @@ pub(super) trait Rules: Sync {
     ) {
     }
 
+    /// Asks memory for what `finish` will need for the outputs `first..first + width`.
+    fn soon(&self, layer: &Layer, level: Level, site: Site, first: usize, width: usize) {}
+
     /// Adds `weight` times what it does.
     fn finish(
         &self,

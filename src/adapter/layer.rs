@@ -429,6 +429,12 @@ impl Delta for Layer {
         rules.leave(self, site, first, bias, y, rows);
     }
 
+    fn soon(&self, level: Level, site: Site, first: usize, width: usize) {
+        if let Some((_, rules)) = self.at(site) {
+            rules.soon(self, level, site, first, width);
+        }
+    }
+
     fn width(&self, site: Site) -> usize {
         self.at(site).map_or(0, |(part, rules)| rules.width(part))
     }

@@ -138,6 +138,12 @@ impl Rules for Pair {
         let a = &params[units.start * part.inputs..units.end * part.inputs];
         layer.hidden(level, site, first_row, x, (a, part.inputs), h, stride, spare);
     }
+    fn soon(&self, layer: &Layer, level: Level, site: Site, first: usize, width: usize) {
+        let (part, params) = (layer.part(site).expect("a part"), layer.params().read(site.0 as usize));
+        for b in params[part.rank * part.inputs..].chunks_exact(part.outputs) {
+            onlay_kernels::decode::ask(level, bytemuck::cast_slice(&b[first..first + width]));
+        }
+    }
     fn finish(
         &self,
         layer: &Layer,
@@ -232,6 +238,10 @@ pub(super) fn low_rank(
         let m = per.min(rows.end - group);
         let h = &h[(group - rows.start) * stride..];
         gemm::pack(level, h, stride, 1, m, rank, scale, packed);
+        if let Some((y, apart)) = y.flat().filter(|_| gains.is_none()) {
+            gemm::add(level, m, width, packed, &b[first..], b_stride, &mut y[group * apart..], apart);
+            continue;
+        }
         for i in 0..m {
             let tile = &mut tile[i * width..(i + 1) * width];
             if gains.is_some() { tile.fill(0.0) } else { tile.copy_from_slice(y.row(group + i)) }

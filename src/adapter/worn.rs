@@ -367,6 +367,12 @@ impl Delta for Worn {
         }
     }
 
+    fn soon(&self, level: Level, site: Site, first: usize, width: usize) {
+        for (layer, part, _, _) in self.at(site) {
+            part.rules().soon(layer, level, site, first, width);
+        }
+    }
+
     fn follows(&self, site: Site) -> bool {
         self.here(site.into()).any(|(_, p, _)| p.rules().follows())
     }

@@ -6,8 +6,8 @@ use super::terminal::{Progress, bytes, json, line};
 use super::{Usage, open};
 use anyhow::Result;
 use onlay::adapter::{Lora, Targets, Worn};
-use onlay::engine::{Engine, Layer};
 use onlay::engine::bench::{self, Ceilings, Cost};
+use onlay::engine::{Engine, Layer};
 use onlay::model::Model;
 use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
@@ -110,12 +110,7 @@ pub fn main(args: Args) -> Result<()> {
 }
 
 /// All tests, the one that needs least memory first.
-fn measure(
-    args: &Args,
-    model: &Arc<Model>,
-    worn: &Option<Arc<Worn>>,
-    layers: &[Layer],
-) -> Result<Vec<Test>> {
+fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>, layers: &[Layer]) -> Result<Vec<Test>> {
     let threads = args.machine.count();
     let room = worn.as_ref().map_or(Room::default(), |w| w.room(model.program()));
     let mut shown = Progress::new();

@@ -133,12 +133,7 @@ impl Cost {
 ///
 /// # Errors
 /// As [`Engine::advance`].
-pub fn sessions(
-    engine: &mut Engine,
-    layers: &[Layer],
-    count: usize,
-    depth: usize,
-) -> Result<Vec<Session>> {
+pub fn sessions(engine: &mut Engine, layers: &[Layer], count: usize, depth: usize) -> Result<Vec<Session>> {
     let text = text(engine.model(), depth.max(1));
     let mut all = Vec::with_capacity(count);
     for i in 0..count {

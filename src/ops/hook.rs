@@ -73,6 +73,9 @@ pub trait Delta: Send + Sync {
         }
     }
 
+    /// Asks memory for what `finish` will need for the outputs `first..first + width`.
+    fn soon(&self, _level: Level, _site: Site, _first: usize, _width: usize) {}
+
     /// How many hidden numbers per row the layer wants at this site; 0 where it has none.
     fn width(&self, site: Site) -> usize;
 

@@ -153,6 +153,22 @@ pub fn base_product(host: &mut Host<'_>, base: Base<'_>, x: Mat<'_>, y: MatMut<'
     multiply_batch(host, batch, x, products);
 }
 
+/// Rows that one task of hidden numbers takes.
+const HIDDEN_ROWS: usize = 24;
+
+/// Neighbouring spans that wear one layer, as one piece of rows.
+fn runs<'a>(spans: &'a [Span<'a>]) -> impl Iterator<Item = (Range<usize>, &'a dyn Delta)> {
+    let worn = |s: &Span<'a>| s.delta.map(std::ptr::from_ref);
+    let same = move |a: &Span<'a>, b: &Span<'a>| match (worn(a), worn(b)) {
+        (Some(a), Some(b)) => std::ptr::addr_eq(a, b),
+        _ => false,
+    };
+    spans.chunk_by(same).filter_map(|run| {
+        let (first, last) = (run.first()?, run.last()?);
+        Some((first.range().start..last.range().end, first.delta?))
+    })
+}
+
 /// Whether the layer of some span says yes.
 fn says(batch: Batch<'_>, word: impl Fn(&dyn Delta) -> bool) -> bool {
     batch.spans.iter().filter_map(|s| s.delta).any(word)
@@ -280,9 +296,19 @@ fn multiply_batch(
 
     // Phase one: round the activations; the layers' hidden numbers.
     {
-        const UNITS: usize = 8;
-        let layers =
-            (hidden > 0).then(|| Grid::new([MatMut::new(all_hidden, hidden)], batch.pieces, [UNITS]));
+        let mut pieces = [const { 0..0 }; 2 * 64];
+        let mut count = 0;
+        let longest = HIDDEN_ROWS.max(n.div_ceil(64));
+        for (rows, _) in runs(batch.spans).filter(|_| hidden > 0) {
+            for first in rows.clone().step_by(longest) {
+                pieces[count] = first..(first + longest).min(rows.end);
+                count += 1;
+            }
+        }
+        let pieces = &pieces[..count];
+        // longer stretches of memory where there are pieces enough for everybody
+        let units = if count < 2 * members { 8 } else { 16 };
+        let layers = (hidden > 0).then(|| Grid::new([MatMut::new(all_hidden, hidden)], pieces, [units]));
         let next = std::sync::atomic::AtomicUsize::new(0);
         let round = |member: usize| {
             loop {
@@ -302,7 +328,7 @@ fn multiply_batch(
         let prepare = |member: usize| {
             let Some(layers) = &layers else { return };
             while let Some((piece, [first], [mut block])) = layers.next() {
-                let rows = &batch.pieces[piece];
+                let rows = &pieces[piece];
                 let Some(delta) = batch.span_of(rows.start).delta else { continue };
                 let mut worker = scratch.workers.get(member);
                 let worker = &mut *worker;
@@ -336,8 +362,29 @@ fn multiply_batch(
             let next = || if few { grid.next_for(member, members) } else { grid.next() };
             while let Some((b, [first], [mut block])) = next() {
                 let rows = blocks[b].clone();
+                let width = block.row(0).len();
+                if few && hidden > 0 {
+                    batch
+                        .spans
+                        .iter()
+                        .filter_map(|s| s.delta)
+                        .for_each(|d| d.soon(level, task.site, first, width));
+                }
                 if task.base {
-                    outputs(level, task, groups, u, rows.clone(), first, &mut block, few, &mut worker);
+                    let stride =
+                        outputs(level, task, groups, u, rows.clone(), first, width, few, &mut worker);
+                    let Worker { tile, spare, .. } = &mut *worker;
+                    let mut y = MatMut::new(&mut tile[..rows.len() * stride], stride);
+                    // what layers add, they add while the outputs are close
+                    let alone = !task.stands && !task.leaves;
+                    if alone && hidden > 0 {
+                        let mut y = Block::alone(y.again(), width);
+                        add_hidden(level, batch, task, (all_hidden, hidden), first, &mut y, &rows, spare);
+                    }
+                    publish(y.view(), &mut block);
+                    if alone {
+                        continue;
+                    }
                 }
                 for span in batch.spans {
                     let part = span.range().start.max(rows.start)..span.range().end.min(rows.end);
@@ -350,20 +397,58 @@ fn multiply_batch(
                         let part = part.start - rows.start..part.end - rows.start;
                         leave(span.delta, task, first, &mut block, part);
                     }
-                    let Some(delta) = span.delta.filter(|d| !part.is_empty() && d.width(task.site) > 0)
-                    else {
-                        continue;
-                    };
-                    let h = &all_hidden[part.start * hidden + task.hidden..];
-                    let part = part.start - rows.start..part.end - rows.start;
-                    delta.finish(level, task.site, h, hidden, first, &mut block, part, &mut worker.spare);
                 }
+                add_hidden(
+                    level,
+                    batch,
+                    task,
+                    (all_hidden, hidden),
+                    first,
+                    &mut block,
+                    &rows,
+                    &mut worker.spare,
+                );
             }
         }
     });
     for p in products.iter_mut().flatten() {
         if says(batch, |d| d.follows(p.site)) {
             follow(host, batch, p.site, p.y.again());
+        }
+    }
+}
+
+/// What the layers of a batch add to the outputs `first..` of `rows` by their hidden numbers, `[rows][hidden]`.
+#[allow(clippy::too_many_arguments)]
+fn add_hidden(
+    level: Level,
+    batch: Batch<'_>,
+    task: &Task<'_>,
+    (h, hidden): (&[f32], usize),
+    first: usize,
+    y: &mut Block<'_>,
+    rows: &Range<usize>,
+    spare: &mut Vec<f32>,
+) {
+    for (run, delta) in runs(batch.spans) {
+        let part = run.start.max(rows.start)..run.end.min(rows.end);
+        if part.is_empty() || delta.width(task.site) == 0 {
+            continue;
+        }
+        let h = &h[part.start * hidden + task.hidden..];
+        let part = part.start - rows.start..part.end - rows.start;
+        delta.finish(level, task.site, h, hidden, first, y, part, spare);
+    }
+}
+
+/// Copies a member's outputs to where they belong.
+fn publish(y: Mat<'_>, block: &mut Block<'_>) {
+    for i in 0..y.rows() {
+        let (from, to) = (y.row(i), block.row(i));
+        // a task's usual width is known here: moves in place of a call for each row
+        match (to.as_chunks_mut::<TASK>(), from.as_chunks::<TASK>()) {
+            (([to], []), ([from], [])) => *to = *from,
+            _ => to.copy_from_slice(&from[..to.len()]),
         }
     }
 }
@@ -468,7 +553,7 @@ fn hidden_part(
     }
 }
 
-/// Outputs `first..` of the base for rows `rows`, into `block`.
+/// Outputs `first..first + width` of the base for rows `rows`, into the member's tile; gives what its rows lie apart.
 #[allow(clippy::too_many_arguments)]
 fn outputs(
     level: Level,
@@ -477,12 +562,11 @@ fn outputs(
     x: Mat<'_>,
     rows: Range<usize>,
     first: usize,
-    block: &mut Block<'_>,
+    width: usize,
     few: bool,
     worker: &mut Worker,
-) {
-    let m = &task.matrix;
-    let (n, width) = (rows.len(), block.row(0).len());
+) -> usize {
+    let (m, n) = (&task.matrix, rows.len());
     let w = m.part(first, width);
     // packed rows come in whole groups; their outputs lie TASK apart
     let packed = !few && groups.is_some();
@@ -520,21 +604,12 @@ fn outputs(
         }
         (Storage::Block(f), None) => unreachable!("activations of {f:?} were rounded"),
     }
-    for i in 0..n {
-        let (from, to) = (&tile[i * stride..i * stride + width], block.row(i));
-        match task.bias.filter(|_| !task.leaves) {
-            // a task's usual width is known here: moves in place of a call for each row
-            None => match (to.as_chunks_mut::<TASK>(), from.as_chunks::<TASK>()) {
-                (([to], []), ([from], [])) => *to = *from,
-                _ => to.copy_from_slice(from),
-            },
-            Some(bias) => {
-                for ((to, from), bias) in to.iter_mut().zip(from).zip(&bias[first..]) {
-                    *to = from + bias;
-                }
-            }
+    if let Some(bias) = task.bias.filter(|_| !task.leaves) {
+        for y in tile.chunks_exact_mut(stride).take(n) {
+            y.iter_mut().zip(&bias[first..first + width]).for_each(|(y, b)| *y += b);
         }
     }
+    stride
 }
 
 /// `dx += (gain∘dy)·W`, with `gain` `[outputs]` on every row of dy.

@@ -101,10 +101,27 @@ pub struct Block<'a> {
     stride: usize,
     rows: usize,
     cols: usize,
+    /// Nobody else writes between its rows.
+    alone: bool,
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
+    /// The first `cols` columns of a whole matrix.
+    pub fn alone(matrix: MatMut<'a>, cols: usize) -> Self {
+        let (rows, stride) = (matrix.rows(), matrix.cols());
+        assert!(cols <= stride, "{cols} of {stride} columns");
+        Block { at: matrix.data().as_mut_ptr(), stride, rows, cols, alone: true, matrix: PhantomData }
+    }
+
+    /// All rows in one piece and what they lie apart, if nobody else writes between them.
+    #[allow(unsafe_code)]
+    pub fn flat(&mut self) -> Option<(&mut [f32], usize)> {
+        // SAFETY: `alone` is set only for the whole of a matrix that this block borrows, `rows` rows of `stride` numbers.
+        let all = || unsafe { std::slice::from_raw_parts_mut(self.at, self.rows * self.stride) };
+        self.alone.then(all).map(|all| (all, self.stride))
+    }
+
     /// Rows of the rectangle.
     pub fn rows(&self) -> usize {
         self.rows
@@ -222,6 +239,7 @@ impl<'a, const N: usize> Grid<'a, N> {
             stride: self.cols[m],
             rows: rows.len(),
             cols: self.width[m].min(self.cols[m] - first[m]),
+            alone: false,
             matrix: PhantomData,
         });
         (r, first, blocks)
@@ -307,7 +325,6 @@ mod tests {
             let (first, second) = (grid.next_for(0, 2).unwrap().1, grid.next_for(1, 2).map(|t| t.1));
             assert_eq!(first, [0]);
             assert!(grid.len() > 64 * CLAIMS || second.is_none_or(|s| s == [grid.len() / 2 * 3]));
-            drop(grid);
             let grid = Grid::new([MatMut::new(&mut a, cols)], std::slice::from_ref(&all), [3]);
             std::thread::scope(|s| {
                 for member in 0..3 {

@@ -35,7 +35,8 @@ super::block_kernels!(Iq4Nl, {
         simd::lookup(&VALUES, simd::nibbles(b[2..].first_chunk().expect("16 bytes")))
     }
     fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
-        let [low, high] = at::quads::nibbles(core::array::from_fn(|l| b[l][2..].first_chunk().expect("16 bytes")));
+        let [low, high] =
+            at::quads::nibbles(core::array::from_fn(|l| b[l][2..].first_chunk().expect("16 bytes")));
         [simd::wide::lookup(&VALUES, low), simd::wide::lookup(&VALUES, high)]
     }
 });

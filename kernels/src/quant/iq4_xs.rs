@@ -48,7 +48,8 @@ super::super_kernels!(Iq4Xs, {
         let mut out = [simd::wide::splat_byte(0); 8];
         for j in 0..4 {
             let at = 8 + 16 * (4 * h + j);
-            let both = at::quads::nibbles(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")));
+            let both =
+                at::quads::nibbles(core::array::from_fn(|l| b[l][at..].first_chunk().expect("16 bytes")));
             out[2 * j] = simd::wide::lookup(&VALUES, both[0]);
             out[2 * j + 1] = simd::wide::lookup(&VALUES, both[1]);
         }

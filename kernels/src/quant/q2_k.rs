@@ -55,10 +55,17 @@ super::super_kernels!(Q2K, {
         };
         let x: [simd::wide::Bytes; 2] = core::array::from_fn(|i| part(16 + 32 * h + 16 * i));
         let two = |x| simd::wide::and(x, simd::wide::splat_byte(3));
-        let (second, third, fourth) = (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
+        let (second, third, fourth) =
+            (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
         [
-            two(x[0]), two(x[1]), two(second(x[0])), two(second(x[1])),
-            two(third(x[0])), two(third(x[1])), two(fourth(x[0])), two(fourth(x[1])),
+            two(x[0]),
+            two(x[1]),
+            two(second(x[0])),
+            two(second(x[1])),
+            two(third(x[0])),
+            two(third(x[1])),
+            two(fourth(x[0])),
+            two(fourth(x[1])),
         ]
     }
     fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {

@@ -78,7 +78,8 @@ super::super_kernels!(Q3K, {
         };
         let x: [simd::wide::Bytes; 2] = core::array::from_fn(|i| part(32 + 32 * h + 16 * i));
         let two = |x| simd::wide::and(x, simd::wide::splat_byte(3));
-        let (second, third, fourth) = (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
+        let (second, third, fourth) =
+            (simd::wide::shr_pairs::<2>, simd::wide::shr_pairs::<4>, simd::wide::shr_pairs::<6>);
         // bit 4h + t of each mask byte, moved to bit 2
         let third_bit = |i: usize, t: usize| {
             let x = part(16 * i);
@@ -93,8 +94,14 @@ super::super_kernels!(Q3K, {
         };
         let join = |q, i: usize, t: usize| simd::wide::or(two(q), third_bit(i, t));
         [
-            join(x[0], 0, 0), join(x[1], 1, 0), join(second(x[0]), 0, 1), join(second(x[1]), 1, 1),
-            join(third(x[0]), 0, 2), join(third(x[1]), 1, 2), join(fourth(x[0]), 0, 3), join(fourth(x[1]), 1, 3),
+            join(x[0], 0, 0),
+            join(x[1], 1, 0),
+            join(second(x[0]), 0, 1),
+            join(second(x[1]), 1, 1),
+            join(third(x[0]), 0, 2),
+            join(third(x[1]), 1, 2),
+            join(fourth(x[0]), 0, 3),
+            join(fourth(x[1]), 1, 3),
         ]
     }
     fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {

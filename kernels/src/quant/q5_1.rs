@@ -41,7 +41,8 @@ super::block_kernels!(Q5_1, {
         simd::or(low, simd::and(high, simd::splat_byte(16)))
     }
     fn pieces(b: [&Block; simd::wide::PIECES]) -> [simd::wide::Bytes; 2] {
-        let [low, high] = at::quads::nibbles(core::array::from_fn(|l| b[l][8..].first_chunk().expect("16 bytes")));
+        let [low, high] =
+            at::quads::nibbles(core::array::from_fn(|l| b[l][8..].first_chunk().expect("16 bytes")));
         let fifth = |at: usize| {
             let bits = simd::wide::bit_pieces(core::array::from_fn(|l| half_at(b[l], at)));
             simd::wide::and(bits, simd::wide::splat_byte(16))

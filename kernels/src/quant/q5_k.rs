@@ -81,8 +81,14 @@ super::super_kernels!(Q5K, {
             simd::wide::or(q, h)
         };
         [
-            join(low(x[0]), 0, 0), join(low(x[1]), 1, 0), join(high(x[0]), 0, 1), join(high(x[1]), 1, 1),
-            join(low(x[2]), 0, 2), join(low(x[3]), 1, 2), join(high(x[2]), 0, 3), join(high(x[3]), 1, 3),
+            join(low(x[0]), 0, 0),
+            join(low(x[1]), 1, 0),
+            join(high(x[0]), 0, 1),
+            join(high(x[1]), 1, 1),
+            join(low(x[2]), 0, 2),
+            join(low(x[3]), 1, 2),
+            join(high(x[2]), 0, 3),
+            join(high(x[3]), 1, 3),
         ]
     }
     fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {

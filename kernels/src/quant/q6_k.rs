@@ -60,10 +60,14 @@ super::super_kernels!(Q6K, {
         let (first, second) = (simd::wide::shl_pairs::<4>, simd::wide::shl_pairs::<2>);
         let last = simd::wide::shr_pairs::<2>;
         [
-            join(low(x[0]), first(upper[0])), join(low(x[1]), first(upper[1])),
-            join(low(x[2]), second(upper[0])), join(low(x[3]), second(upper[1])),
-            join(high(x[0]), upper[0]), join(high(x[1]), upper[1]),
-            join(high(x[2]), last(upper[0])), join(high(x[3]), last(upper[1])),
+            join(low(x[0]), first(upper[0])),
+            join(low(x[1]), first(upper[1])),
+            join(low(x[2]), second(upper[0])),
+            join(low(x[3]), second(upper[1])),
+            join(high(x[0]), upper[0]),
+            join(high(x[1]), upper[1]),
+            join(high(x[2]), last(upper[0])),
+            join(high(x[3]), last(upper[1])),
         ]
     }
     fn factors(b: [&Block; simd::wide::PIECES]) -> ([simd::wide::Bytes; 2], [simd::wide::Bytes; 2]) {
