@@ -21,10 +21,7 @@ words! {
 
     // ---- bytes
     fn load_bytes(x: &[u8; 32]) -> Bytes { must_cast(*x) }
-    fn load_signed(x: &[i8; 32]) -> Bytes { must_cast(*x) }
-    fn store_bytes(to: &mut [u8; 32], x: Bytes) { *to = must_cast(x); }
     fn splat_byte(x: u8) -> Bytes { _mm256_set1_epi8(x as i8) }
-    fn join(lo: &[u8; 16], hi: &[u8; 16]) -> Bytes { _mm256_set_m128i(must_cast(*hi), must_cast(*lo)) }
     fn nibbles(x: &[u8; 16]) -> Bytes {
         let x: __m128i = must_cast(*x);
         _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
@@ -32,7 +29,6 @@ words! {
     fn and(a: Bytes, b: Bytes) -> Bytes { _mm256_and_si256(a, b) }
     fn or(a: Bytes, b: Bytes) -> Bytes { _mm256_or_si256(a, b) }
     fn xor(a: Bytes, b: Bytes) -> Bytes { _mm256_xor_si256(a, b) }
-    fn and_not(a: Bytes, b: Bytes) -> Bytes { _mm256_andnot_si256(b, a) }
     fn shr_pairs<const N: i32>(a: Bytes) -> Bytes { _mm256_srli_epi16::<N>(a) }
     fn shl_pairs<const N: i32>(a: Bytes) -> Bytes { _mm256_slli_epi16::<N>(a) }
     fn bit_mask(bits: u32) -> Bytes {
@@ -47,14 +43,6 @@ words! {
     }
 
     // ---- exact integer products
-    fn dot_us(u: Bytes, s: Bytes) -> Ints { _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)) }
-    fn dot_ss(a: Bytes, b: Bytes) -> Ints { dot_us(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a)) }
-    fn dot_us_scaled(u: Bytes, s: Bytes, scale: Words) -> Ints { _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), scale) }
-    fn dot_ss_scaled(a: Bytes, b: Bytes, scale: Words) -> Ints {
-        dot_us_scaled(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a), scale)
-    }
-    fn madd(a: Words, b: Words) -> Ints { _mm256_madd_epi16(a, b) }
-    fn load_words(x: &[i16; 16]) -> Words { must_cast(*x) }
     fn widen_signed(x: [i8; 16]) -> Words { _mm256_cvtepi8_epi16(must_cast(x)) }
     fn widen_unsigned(x: [u8; 16]) -> Words { _mm256_cvtepu8_epi16(must_cast(x)) }
     fn twice(x: [u8; 8]) -> Words {
@@ -65,53 +53,17 @@ words! {
         let v = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(must_cast(x)));
         _mm256_blend_epi16::<0xaa>(v, _mm256_slli_epi32::<16>(v))
     }
-    fn shl_words<const N: i32>(x: Words) -> Words { _mm256_slli_epi16::<N>(x) }
     fn sub_words(a: Words, b: Words) -> Words { _mm256_sub_epi16(a, b) }
-    fn mul_words(a: Words, b: Words) -> Words { _mm256_mullo_epi16(a, b) }
     fn splat_word(x: i16) -> Words { _mm256_set1_epi16(x) }
-    fn store_scale_pairs(to: &mut [u32; 16], x: Words) {
-        let (lo, hi) = (_mm256_unpacklo_epi16(x, x), _mm256_unpackhi_epi16(x, x));
-        let (first, second) = to.split_at_mut(8);
-        let first: &mut [u32; 8] = first.try_into().expect("8 of 16");
-        let second: &mut [u32; 8] = second.try_into().expect("8 of 16");
-        *first = must_cast(_mm256_permute2x128_si256::<0x20>(lo, hi));
-        *second = must_cast(_mm256_permute2x128_si256::<0x31>(lo, hi));
-    }
-    fn splat_pair(pair: u32) -> Words { _mm256_set1_epi32(pair as i32) }
-    fn scales_of(lo: u32, hi: u32) -> Words {
-        _mm256_blend_epi32::<0xf0>(_mm256_set1_epi32(lo as i32), _mm256_set1_epi32(hi as i32))
-    }
     fn zero_ints() -> Ints { _mm256_setzero_si256() }
     fn splat_int(x: i32) -> Ints { _mm256_set1_epi32(x) }
     fn add_ints(a: Ints, b: Ints) -> Ints { _mm256_add_epi32(a, b) }
     fn sub_ints(a: Ints, b: Ints) -> Ints { _mm256_sub_epi32(a, b) }
-    fn sum_each(r: [Ints; 8]) -> Ints {
-        let two = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-        let four = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-        let low = four(two(r[0], r[1]), two(r[2], r[3]));
-        let high = four(two(r[4], r[5]), two(r[6], r[7]));
-        _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
-    }
-    fn transpose(r: [Ints; 8]) -> [Ints; 8] {
-        let lo = |i: usize| _mm256_unpacklo_epi32(r[i], r[i + 1]);
-        let hi = |i: usize| _mm256_unpackhi_epi32(r[i], r[i + 1]);
-        let (a, b, c, d) = (lo(0), lo(2), lo(4), lo(6));
-        let (e, f, g, h) = (hi(0), hi(2), hi(4), hi(6));
-        let half = |p, q| (_mm256_unpacklo_epi64(p, q), _mm256_unpackhi_epi64(p, q));
-        let ((c0, c1), (c2, c3)) = (half(a, b), half(e, f));
-        let ((d0, d1), (d2, d3)) = (half(c, d), half(g, h));
-        let low = |p, q| _mm256_permute2x128_si256::<0x20>(p, q);
-        let high = |p, q| _mm256_permute2x128_si256::<0x31>(p, q);
-        [low(c0, d0), low(c1, d1), low(c2, d2), low(c3, d3), high(c0, d0), high(c1, d1), high(c2, d2), high(c3, d3)]
-    }
     fn as_ints(x: Bytes) -> Ints { x }
 
-    fn sum_pairs(x: [i32; 8]) -> Ints { _mm256_madd_epi16(must_cast(x), _mm256_set1_epi16(1)) }
-    fn mul_ints(a: Ints, b: Ints) -> Ints { _mm256_mullo_epi32(a, b) }
     fn as_bytes(x: Ints) -> Bytes { x }
 
     // ---- floats
-    fn fma1(a: f32, b: f32, c: f32) -> f32 { a.mul_add(b, c) }
     fn zero() -> Floats { _mm256_setzero_ps() }
     fn splat(x: f32) -> Floats { _mm256_set1_ps(x) }
     fn load(x: &[f32; 8]) -> Floats { must_cast(*x) }

@@ -14,11 +14,6 @@ macro_rules! words {
     };
 }
 
-words! {
-    fn dot_us(u: Bytes, s: Bytes) -> Ints { _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, s) }
-    fn dot_ss(a: Bytes, b: Bytes) -> Ints { dot_us(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a)) }
-}
-
 /// 512 bits.
 pub(crate) mod wide {
     use super::*;

@@ -1,13 +1,14 @@
 //! The vocabulary in which kernels are written: the same names in every level.
 //!
 //! Two widths. The functions of the level itself work on 256 bits (`Bytes` 32 × 8 bit, `Words` 16 × i16, `Ints`
-//! 8 × i32, `Floats` 8 × f32): rows of weights come in blocks of 32 bytes, and a decode step waits for memory, not
-//! for registers. The module `wide` of each level has the same types at the level's full width with `LANES` lanes,
+//! 8 × i32, `Floats` 8 × f32), for single blocks of 32. The module `wide` of each level has the same types at the level's full width with `LANES` lanes,
 //! for work that waits for arithmetic.
 //!
-//! `dot_us` multiplies unsigned by signed bytes and sums groups of four into i32 lanes, exactly, as long as
-//! `u ≤ 127` (so that AVX2's pair sums stay within i16); `dot_ss` takes signed by signed for `|a|, |b| ≤ 127` or
-//! one of them −128.
+//! `step_us` multiplies unsigned by signed bytes and adds groups of four in i32 lanes (AVX2: of two in i16, as often as
+//! `steps` allows before they are widened), exactly; `step_ss` takes signed by signed for `|a|, |b| ≤ 127` or one of them
+//! −128, or weights that lie `SIGNED_OFFSET` higher.
+//!
+//! A *piece* is sixteen bytes of one row; `wide` registers hold `PIECES` of them, of as many rows ([`crate::quads`]).
 
 // Every level has every word, though a kernel's generic code may not use some of them at some level.
 #![allow(dead_code)]

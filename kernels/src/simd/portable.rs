@@ -19,17 +19,8 @@ pub(crate) fn prefetch(_: *const u8) {}
 pub(crate) fn load_bytes(x: &[u8; 32]) -> Bytes {
     *x
 }
-pub(crate) fn load_signed(x: &[i8; 32]) -> Bytes {
-    bytemuck::must_cast(*x)
-}
-pub(crate) fn store_bytes(to: &mut [u8; 32], x: Bytes) {
-    *to = x;
-}
 pub(crate) fn splat_byte(x: u8) -> Bytes {
     [x; 32]
-}
-pub(crate) fn join(lo: &[u8; 16], hi: &[u8; 16]) -> Bytes {
-    core::array::from_fn(|i| if i < 16 { lo[i] } else { hi[i - 16] })
 }
 pub(crate) fn nibbles(x: &[u8; 16]) -> Bytes {
     core::array::from_fn(|i| if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 })
@@ -42,10 +33,6 @@ pub(crate) fn or(a: Bytes, b: Bytes) -> Bytes {
 }
 pub(crate) fn xor(a: Bytes, b: Bytes) -> Bytes {
     zip!(|a, b| a ^ b)
-}
-/// `a & !b`
-pub(crate) fn and_not(a: Bytes, b: Bytes) -> Bytes {
-    zip!(|a, b| a & !b)
 }
 /// Each 16-bit pair shifted right; the caller masks what crossed over.
 pub(crate) fn shr_pairs<const N: i32>(a: Bytes) -> Bytes {
@@ -77,22 +64,11 @@ pub(crate) fn dot_us(u: Bytes, s: Bytes) -> Ints {
 pub(crate) fn dot_ss(a: Bytes, b: Bytes) -> Ints {
     fours(|i| i32::from(a[i] as i8) * i32::from(b[i] as i8))
 }
-/// As `dot_us`, each pair sum times the 16-bit scale of its place.
-pub(crate) fn dot_us_scaled(u: Bytes, s: Bytes, scale: Words) -> Ints {
-    fours(|i| i32::from(u[i]) * i32::from(s[i] as i8) * i32::from(scale[i / 2]))
-}
-/// As `dot_ss`, each pair sum times the 16-bit scale of its place.
-pub(crate) fn dot_ss_scaled(a: Bytes, b: Bytes, scale: Words) -> Ints {
-    fours(|i| i32::from(a[i] as i8) * i32::from(b[i] as i8) * i32::from(scale[i / 2]))
-}
 /// Products of 16-bit pairs, summed in twos.
 pub(crate) fn madd(a: Words, b: Words) -> Ints {
     core::array::from_fn(|i| {
         i32::from(a[2 * i]) * i32::from(b[2 * i]) + i32::from(a[2 * i + 1]) * i32::from(b[2 * i + 1])
     })
-}
-pub(crate) fn load_words(x: &[i16; 16]) -> Words {
-    *x
 }
 pub(crate) fn widen_signed(x: [i8; 16]) -> Words {
     x.map(i16::from)
@@ -108,32 +84,11 @@ pub(crate) fn twice(x: [u8; 8]) -> Words {
 pub(crate) fn twice_signed(x: [i8; 8]) -> Words {
     core::array::from_fn(|i| i16::from(x[i / 2]))
 }
-pub(crate) fn shl_words<const N: i32>(x: Words) -> Words {
-    x.map(|v| v << N)
-}
 pub(crate) fn sub_words(a: Words, b: Words) -> Words {
     zip!(|a, b| a.wrapping_sub(b))
 }
-pub(crate) fn mul_words(a: Words, b: Words) -> Words {
-    zip!(|a, b| a.wrapping_mul(b))
-}
 pub(crate) fn splat_word(x: i16) -> Words {
     [x; 16]
-}
-/// Each scale twice, as the pairs that `scales_of` and `wide` scale lanes read.
-pub(crate) fn store_scale_pairs(to: &mut [u32; 16], x: Words) {
-    for i in 0..16 {
-        let s = u32::from(x[i] as u16);
-        to[i] = s << 16 | s;
-    }
-}
-/// The scale pair everywhere.
-pub(crate) fn splat_pair(pair: u32) -> Words {
-    [pair as i16; 16]
-}
-/// Eight words of the scale pair `lo`, then eight of `hi`.
-pub(crate) fn scales_of(lo: u32, hi: u32) -> Words {
-    core::array::from_fn(|i| if i < 8 { lo as i16 } else { hi as i16 })
 }
 pub(crate) fn zero_ints() -> Ints {
     [0; 8]
@@ -147,34 +102,16 @@ pub(crate) fn add_ints(a: Ints, b: Ints) -> Ints {
 pub(crate) fn sub_ints(a: Ints, b: Ints) -> Ints {
     zip!(|a, b| a.wrapping_sub(b))
 }
-/// Lane r: the sum of all lanes of `rows[r]`.
-pub(crate) fn sum_each(rows: [Ints; 8]) -> Ints {
-    zip!(|rows| rows.iter().sum())
-}
-/// `out[i][r] = rows[r][i]`
-pub(crate) fn transpose(rows: [Ints; 8]) -> [Ints; 8] {
-    core::array::from_fn(|i| core::array::from_fn(|r| rows[r][i]))
-}
 pub(crate) fn as_ints(x: Bytes) -> Ints {
     bytemuck::must_cast(x)
 }
 
-/// The two 16-bit sums of each lane added up.
-pub(crate) fn sum_pairs(x: [i32; 8]) -> Ints {
-    x.map(|p| i32::from(p as i16) + (p >> 16))
-}
-pub(crate) fn mul_ints(a: Ints, b: Ints) -> Ints {
-    zip!(|a, b| a.wrapping_mul(b))
-}
 pub(crate) fn as_bytes(x: Ints) -> Bytes {
     bytemuck::must_cast(x)
 }
 
 // ---- floats
 
-pub(crate) fn fma1(a: f32, b: f32, c: f32) -> f32 {
-    a * b + c
-}
 
 pub(crate) fn zero() -> Floats {
     [0.0; 8]
