@@ -112,7 +112,6 @@ pub(crate) fn as_bytes(x: Ints) -> Bytes {
 
 // ---- floats
 
-
 pub(crate) fn zero() -> Floats {
     [0.0; 8]
 }
