@@ -411,7 +411,7 @@ fn a_search_chooses_says_so_and_is_not_made_again() {
     let (folder, model, data) = (Folder::new("search"), model(), data());
     let out = folder.file("my.gguf");
     let args = |steps: &str, more: &[&str]| -> Vec<String> {
-        let all = train(&model, &data, &out, &["--eval-split", "0.2", "--search", "0.03"]);
+        let all = train(&model, &data, &out, &["--eval-split", "0.2", "--search", "0.08"]);
         let all = all.into_iter().map(|a| if a == "6" { steps.to_owned() } else { a.to_owned() });
         all.chain(["--lr-schedule", "constant", "--checkpoint-every", "5"].map(str::to_owned))
             .chain(more.iter().map(|s| (*s).to_owned()))
