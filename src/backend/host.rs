@@ -3,7 +3,7 @@
 use super::Backend;
 use crate::error::Result;
 use crate::ops::kv::{Pool, Shape};
-use crate::ops::{Backward, Base, Batch, Host, MatrixId, Needs, Scratch, Site, Step, Tables, linear};
+use crate::ops::{Backward, Base, Batch, Host, MatrixId, Needs, Scratch, Site, Step, Tables, back, linear};
 use crate::tensor::{Frame, Mat, MatMut, Register, Team};
 use onlay_kernels::Level;
 
@@ -186,7 +186,7 @@ impl Backend for Machine {
         let (x, dy) = (Mat::new(x, matrix.cols), Mat::new(dy, matrix.rows));
         let dx = dx.map(|dx| MatMut::new(dx, matrix.cols));
         let mut host = self.host(tables, batch, None, Some(learner));
-        linear::site_back(&mut host, at.0, Base { matrix, bias: None }, x, dy, dx);
+        back::site_back(&mut host, at.0, Base { matrix, bias: None }, x, dy, dx);
     }
 
     fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync)) {

@@ -8,6 +8,7 @@
 
 mod add;
 mod attend;
+pub(crate) mod back;
 mod embed;
 mod gate;
 mod hook;
@@ -22,11 +23,12 @@ mod step;
 
 pub use add::Add;
 pub use attend::Attend;
+pub use back::{output_products, product_back};
 pub use embed::Embed;
 pub use gate::Gate;
 pub use hook::{Backward, Base, Delta, Lent, Site};
 pub use host::{Batch, Host, Span, Tables};
-pub use linear::{FEW, Linear, Output, base_product, output_products, product_back};
+pub use linear::{FEW, Linear, Output, base_product};
 pub use norm::Norm;
 pub(crate) use norm::add_weight_back;
 pub use product::{Factor, add_product};
