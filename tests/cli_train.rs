@@ -450,7 +450,11 @@ fn a_search_chooses_says_so_and_is_not_made_again() {
         .unwrap();
     let checkpoint = folder.file("my.gguf.checkpoint");
     while !Path::new(&checkpoint).exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before its first checkpoint");
+        if child.try_wait().unwrap().is_some() {
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+            panic!("it ended before its first checkpoint: {said}");
+        }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();

@@ -118,7 +118,10 @@ pub fn search(
     let one_step = clock() - begin;
     trial(choices[0], 0, LEAST, f64::INFINITY, clock)?;
     let four_steps = clock() - begin - one_step;
-    let per_step = ((four_steps - one_step) / (LEAST - 1) as f64).max(0.0);
+    // On a busy machine one step may have lasted as long as four. Steps for nothing would give the first trial all the time
+    // there is, so a step counts as at least a quarter of its share of the longer trial.
+    let least = four_steps / (4 * LEAST) as f64;
+    let per_step = ((four_steps - one_step) / (LEAST - 1) as f64).max(least);
     let per_trial = (one_step - per_step).max(0.0);
     let rungs = rungs(choices.len());
     let (mut all_steps, mut all_trials) = (0.0, 0.0);
