@@ -10,7 +10,7 @@
 //! activations.
 //!
 //! # Order of work
-//! As many rows of weights as a register has lanes go together, block by block, laid in quads ([`crate::quads`]): each
+//! As many rows of weights as a register has lanes go together, block by block, laid in quads (`quads`): each
 //! weight is unpacked once for all columns, and the f32 sums of all rows are one vector. A core reads memory fastest in a
 //! straight line, which so many rows side by side are not: while a group of rows is multiplied, the next one is asked for,
 //! line after line.
