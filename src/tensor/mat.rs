@@ -154,7 +154,7 @@ pub struct Grid<'a, const N: usize> {
     across: usize,
     ranges: &'a [Range<usize>],
     taken: AtomicUsize,
-    /// One bit for each block, for [`Grid::next_for`].
+    /// One bit for each block that somebody has.
     claimed: [AtomicU64; CLAIMS],
     matrices: PhantomData<&'a mut [f32]>,
 }
@@ -206,22 +206,34 @@ impl<'a, const N: usize> Grid<'a, N> {
     /// The next block nobody has: its row range's number, its first columns, and its rectangle of every matrix.
     /// Blocks come column by column, so that neighbours in time share columns.
     pub fn next(&self) -> Option<Taken<'a, N>> {
-        let i = self.taken.fetch_add(1, Ordering::Relaxed);
-        (i < self.len()).then(|| self.block(i))
+        loop {
+            let i = self.taken.fetch_add(1, Ordering::Relaxed);
+            if i >= self.len() {
+                return None;
+            }
+            if self.claim(i) {
+                return Some(self.block(i));
+            }
+        }
+    }
+
+    /// Whether block `i` was nobody's until now. More blocks than there are bits are given out by the counter alone.
+    fn claim(&self, i: usize) -> bool {
+        self.len() > 64 * CLAIMS || {
+            let (word, bit) = (&self.claimed[i / 64], 1 << (i % 64));
+            word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+        }
     }
 
     /// As [`Grid::next`], for one of `members` that each begin at a stretch of their own and help the others after that:
-    /// what a member takes then lies one after the other in memory. A grid is taken by one of the two, by all members.
+    /// what a member takes then lies one after the other in memory.
     pub fn next_for(&self, member: usize, members: usize) -> Option<Taken<'a, N>> {
         let len = self.len();
         if len > 64 * CLAIMS {
             return self.next();
         }
         let start = member * len / members;
-        let i = (start..len).chain(0..start).find(|i| {
-            let (word, bit) = (&self.claimed[i / 64], 1 << (i % 64));
-            word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
-        })?;
+        let i = (start..len).chain(0..start).find(|i| self.claim(*i))?;
         Some(self.block(i))
     }
 
@@ -330,7 +342,9 @@ mod tests {
                 for member in 0..3 {
                     let grid = &grid;
                     s.spawn(move || {
-                        while let Some((_, _, [mut block])) = grid.next_for(member, 3) {
+                        // one of them by the other way
+                        let next = || if member == 2 { grid.next() } else { grid.next_for(member, 3) };
+                        while let Some((_, _, [mut block])) = next() {
                             for i in 0..block.rows() {
                                 block.row(i).iter_mut().for_each(|v| *v += 1.0);
                             }
