@@ -6,6 +6,7 @@
 //             dx += dh A                    lora_spread, first
 //   Shapes    A [r][inputs]; B [r][outputs], as the host keeps it; h, dh [rows][stride], stride >= every r
 //             worn [rows]: which pair, below 0 none
+// and what drops a share of a pair's inputs while it learns (Srivastava et al., 2014).
 #include "device.h"
 
 struct Pair {
@@ -59,4 +60,36 @@ KERNEL(256) lora_outer(const float* __restrict__ h, int stride, int rows, const 
 #pragma unroll
     for (int i = 0; i < 8; ++i)
         if (first + i < rank) grad[(u64)(first + i) * cols + c] += scale * sums[i];
+}
+
+// SplitMix64 (Steele, Lea, Flood, 2014) as the host has it: a mask is a hash of its place, so it is never stored.
+DEVICE u64 mix(u64 z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+DEVICE u64 hash(u64 h, u64 coordinate) { return mix(h ^ mix(coordinate + 0x9e3779b97f4a7c15ull)); }
+
+// Dropout of `rate` of 65536 inputs; the mask belongs to seed, the row's name, site and column. Rows that wear no pair
+// pass as they are, or with `accumulate` not at all.
+//   Forward   to = m x           m = 0 with probability rate / 65536, else 65536 / (65536 - rate)
+//   Backward  dx += m dy         the same with `accumulate`
+//   Shapes    x, to [rows][cols]; names, worn [rows]. One block a row, four neighbouring columns a draw of 64 bits
+KERNEL(256) drop(const float* x, const u64* __restrict__ names, const int* __restrict__ worn, u32 site, u32 rate, u64 seed,
+                 int rows, int cols, int accumulate, float* to) {
+    const int row = blockIdx.x;
+    if (row >= rows || (accumulate && worn[row] < 0)) return;
+    const bool wears = worn[row] >= 0;
+    const float raised = wears ? 65536.f / (float)(65536u - rate) : 1.f;
+    const u64 place = hash(hash(mix(seed + 0x9e3779b97f4a7c15ull), names[row]), site);
+    x += (u64)row * cols;
+    to += (u64)row * cols;
+    for (int k = 4 * threadIdx.x; k < cols; k += 4 * blockDim.x) {
+        const u64 draw = hash(place, (u64)k >> 2);
+        for (int i = 0; i < 4 && k + i < cols; ++i) {
+            const bool dropped = wears && (draw >> 16 * i & 0xffff) < rate;
+            const float v = dropped ? 0.f : raised * x[k + i];
+            to[k + i] = accumulate ? to[k + i] + v : v;
+        }
+    }
 }

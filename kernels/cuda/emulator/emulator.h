@@ -23,7 +23,13 @@ struct dim3 {
 };
 
 namespace emulator {
-enum { MOST_THREADS = 1024, STACK = 64 * 1024, MOST_SHARED = 64 * 1024 };
+// stacks do not begin a power of two apart, where they would push one another out of the caches
+enum { MOST_THREADS = 1024, STACK = 64 * 1024 + 5 * 64 };
+#ifdef ONLAY_EMULATE_TURING
+enum { MOST_SHARED = 64 * 1024 };
+#else
+enum { MOST_SHARED = 99 * 1024 };
+#endif
 enum State { READY, AT_BARRIER, AT_COLLECTIVE, DONE };
 enum Order { FORWARD, BACKWARD, SHUFFLED };
 
@@ -47,6 +53,7 @@ struct Deposit {
 struct Warp {
     Deposit deposits[2][32];
     int live, arrived;
+    unsigned checked; // the last collective whose lanes were compared
 };
 struct Machine {
     Thread threads[MOST_THREADS];
@@ -66,17 +73,19 @@ struct Machine {
 };
 inline Machine machine;
 
+// Leaves by a jump: processors foretell where a return goes from the calls before it, and here that is wrong every time.
 extern "C" void onlay_emulator_switch(void** save, void* to);
 #ifdef ONLAY_EMULATOR_MAIN
 #if defined(__x86_64__)
 asm(R"(.text
 .globl onlay_emulator_switch
+.hidden onlay_emulator_switch
 .type onlay_emulator_switch,@function
 onlay_emulator_switch:
  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
  movq %rsp,(%rdi); movq %rsi,%rsp
  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
- ret
+ popq %rcx; jmpq *%rcx
 .size onlay_emulator_switch,.-onlay_emulator_switch
 )");
 #else
@@ -138,10 +147,12 @@ inline const char* run_block() {
     // NaN
     if (__start_onlay_shared) memset(__start_onlay_shared, 0xff, __stop_onlay_shared - __start_onlay_shared);
     if (machine.dynamic_bytes) memset(machine.dynamic, 0xff, machine.dynamic_bytes);
+    dim3 index(0, 0, 0);
     for (int i = 0; i < machine.count; ++i) {
         Thread& t = machine.threads[i];
-        const dim3& b = machine.block;
-        t.index = dim3(i % b.x, i / b.x % b.y, i / (b.x * b.y));
+        t.index = index;
+        if (++index.x == machine.block.x) index.x = 0, ++index.y;
+        if (index.y == machine.block.y) index.y = 0, ++index.z;
         t.lane = i & 31;
         t.warp = i >> 5;
         t.state = READY;
@@ -156,6 +167,7 @@ inline const char* run_block() {
     for (int w = 0; w * 32 < machine.count; ++w) {
         memset(machine.warps[w].deposits, 0, sizeof machine.warps[w].deposits);
         machine.warps[w].arrived = 0;
+        machine.warps[w].checked = 0;
         machine.warps[w].live = machine.count - w * 32 < 32 ? machine.count - w * 32 : 32;
     }
     while (machine.live) {
@@ -254,10 +266,12 @@ inline Deposit* exchange(int operation, const uint32_t* words, int n) {
     Warp& w = machine.warps[t->warp];
     unsigned number = ++t->collectives, p = number & 1;
     Deposit& own = w.deposits[p][t->lane];
-    memcpy(own.words, words, n * 4);
+    for (int i = 0; i < n; ++i) own.words[i] = words[i];
     own.operation = operation;
     own.number = number;
     sync_warp();
+    if (w.checked == number) return w.deposits[p];
+    w.checked = number;
     for (int i = 0; i < 32 && 32 * t->warp + i < machine.count; ++i) {
         const Deposit& other = w.deposits[p][i];
         if (other.number != number) machine.error = "a lane left before a collective of its warp";

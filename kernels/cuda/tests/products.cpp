@@ -1,5 +1,5 @@
-// Products in both orientations, and low-rank pairs. The weights a kernel multiplies with are what `take_rows` decodes;
-// the decoders themselves are not yet compared with the host's (docs/cuda.md).
+// Products in both orientations, low-rank pairs and their dropout. The weights a kernel multiplies with are what
+// `take_rows` decodes; decoders.cpp holds those against the hashes of the references.
 #include "check.h"
 #include "../rows.cu"
 #include "../matvec.cu"
@@ -192,6 +192,48 @@ static void pairs(int rows, int inputs, int outputs) {
     }
 }
 
+// The host's SplitMix64 and the coordinates it is asked for, written anew: one 16-bit draw for a number.
+static u64 mixed(u64 z) {
+    z ^= z >> 30, z *= 0xbf58476d1ce4e5b9ull;
+    z ^= z >> 27, z *= 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+static u64 hashed(u64 seed, const std::vector<u64>& at) {
+    const u64 step = 0x9e3779b97f4a7c15ull;
+    u64 h = mixed(seed + step);
+    for (u64 c : at) h = mixed(h ^ mixed(c + step));
+    return h;
+}
+
+static void dropping(int rows, int cols, u32 rate) {
+    std::string name = "drop " + std::to_string(rate) + " of 65536, " + std::to_string(cols) + " columns";
+    Random r(cols + rate);
+    const u64 seed = 0xfedcba9876543210ull;
+    const u32 site = 0x80000003u;
+    Floats x = r.many(rows * cols), start = r.many(rows * cols), to(rows * cols, NAN), dx = start, want(rows * cols);
+    Doubles want_dx = wide(start);
+    std::vector<u64> names(rows);
+    std::vector<int> worn(rows);
+    size_t dropped = 0, tried = 0;
+    for (int row = 0; row < rows; ++row) {
+        names[row] = (u64)r.next() << 32 | r.next();
+        worn[row] = row % 3 - 1; // every third row wears none
+        for (int c = 0; c < cols; ++c) {
+            const u64 draw = hashed(seed, {names[row], site, (u64)c / 4}) >> (c % 4 * 16) & 65535;
+            const bool drops = worn[row] >= 0 && draw < rate;
+            const float keep = worn[row] < 0 ? 1.f : 65536.f / (65536.f - (float)rate);
+            const int i = row * cols + c;
+            want[i] = drops ? 0.f : keep * x[i];
+            if (worn[row] >= 0) want_dx[i] += drops ? 0 : 65536. / (65536. - rate) * x[i], ++tried, dropped += drops;
+        }
+    }
+    said(launch(drop, rows + 1, 32, 0, x.data(), names.data(), worn.data(), site, rate, seed, rows, cols, 0, to.data()), name);
+    same(name + ": the host's bits", !memcmp(to.data(), want.data(), 4 * to.size()));
+    said(launch(drop, rows, 256, 0, x.data(), names.data(), worn.data(), site, rate, seed, rows, cols, 1, dx.data()), name);
+    close(name + ", added", dx, want_dx, 1e-6);
+    if (tried > 1000) same(name + ": as many as asked for", fabs((double)dropped / tried - rate / 65536.) < 0.03);
+}
+
 int main() {
     for (auto& k : kinds) {
         vectors(k, 5, k.len == 1 ? 33 : 256, 3, true);
@@ -204,6 +246,9 @@ int main() {
     small_gradients();
     pairs(7, 33, 40);
     pairs(9, 300, 17);
+    same("a known answer of SplitMix64", hashed(1234567, {}) == 6457827717110365317ull);
+    same("an answer of the host's hash", hashed(7, {3, 2, 1}) == 68043087955552054ull);
+    for (u32 rate : {0u, 6554u, 65535u}) dropping(3, 1, rate), dropping(7, 270, rate), dropping(6, 1029, rate);
 #ifdef ONLAY_EMULATE_TURING
     return finish("products, Turing");
 #else
