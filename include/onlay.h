@@ -94,6 +94,7 @@ enum {
     ONLAY_NUMERIC = 9,     /* NaN or infinity in logits, a loss, a gradient, an adapter */
     ONLAY_TEMPLATE = 10,   /* the chat template does not parse, or refuses the messages */
     ONLAY_INTERNAL = 11,   /* a defect of the library; please report it */
+    ONLAY_DEVICE = 12,     /* a device or its driver: absent, too old, or lost */
     ONLAY_PANIC = 100,     /* a worse one: the call broke off; its session can only be freed */
     ONLAY_BUSY = 101,      /* the session is in another call */
     ONLAY_BUFFER = 102     /* the caller's buffer is too small; the needed length was written */

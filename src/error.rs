@@ -37,6 +37,8 @@ pub enum Kind {
     Template = 10,
     /// A defect of this library; please report it.
     Internal = 11,
+    /// A device or its driver: absent, too old, or lost.
+    Device = 12,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Kind::Numeric => "numeric",
             Kind::Template => "template",
             Kind::Internal => "internal",
+            Kind::Device => "device",
         }
     }
 }

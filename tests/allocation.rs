@@ -123,6 +123,7 @@ fn steps_allocate_nothing() {
                 kv: Default::default(),
                 keep,
                 optimizer,
+                device: onlay::backend::Device::Host,
             };
             let example = |n: u32| Example { tokens: (0..n).collect(), trained: vec![true; n as usize] };
             let window = [example(40), example(50), example(30)];

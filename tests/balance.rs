@@ -50,6 +50,7 @@ fn losses_and_gradients_are_weighted_sums() {
         kv: Precision::F32,
         keep: Keep::Streams,
         optimizer: Optimizer::AdamW,
+        device: onlay::backend::Device::Host,
     };
     let mut trainer = Trainer::new(model.clone(), layer.clone(), options).unwrap();
     let set = rows(model.program().vocabulary, 12);

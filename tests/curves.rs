@@ -61,6 +61,7 @@ fn follow(model: &str, kind: &str, bound: f64, last: f64) {
         kv: Precision::F32,
         keep: Keep::Streams,
         optimizer: Optimizer::default(),
+        device: onlay::backend::Device::Host,
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let rows = rows(&curve.join("data.jsonl"));

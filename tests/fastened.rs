@@ -568,8 +568,14 @@ fn a_session_counts_what_is_in_front_and_begins_anew_with_another_layer() {
     let layer: Arc<dyn Delta> = Arc::new(all(&model, 500));
     let text = some_rows(8, &[30]).remove(0).0;
     let room = model.program().room(&*layer);
-    let options =
-        EngineOptions { threads: Some(2), context: 30, rows: 8, kv: Precision::F32, room, sessions: 1 };
+    let options = EngineOptions {
+        threads: Some(2),
+        context: 30,
+        rows: 8,
+        kv: Precision::F32,
+        room,
+        ..Default::default()
+    };
     let mut engine = Engine::new(model.clone(), &options).unwrap();
     let last = |engine: &mut Engine, session: &mut onlay::engine::Session| {
         let mut all = vec![];

@@ -105,8 +105,15 @@ fn sessions_swap_layers_with_other_fronts() {
     for planned in [false, true] {
         let mut room = prefix.room(model.program()).or(prompt.room(model.program()));
         room.lead *= usize::from(planned);
-        let options =
-            EngineOptions { threads: Some(1), context, sessions: 2, rows: 8, kv: Precision::F32, room };
+        let options = EngineOptions {
+            threads: Some(1),
+            context,
+            sessions: 2,
+            rows: 8,
+            kv: Precision::F32,
+            room,
+            ..EngineOptions::default()
+        };
         let mut engine = Engine::new(Arc::clone(&model), &options).unwrap();
         let mut session = engine.session();
         engine.append(&mut session, &text(12, 5)).unwrap();

@@ -51,6 +51,7 @@ fn compare(model: &str, case: &str, keep: Keep) {
         kv: Precision::F32,
         keep,
         optimizer: Optimizer::default(),
+        device: onlay::backend::Device::Host,
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let window = [example(&answers, 0), example(&answers, 1)];
@@ -121,6 +122,7 @@ fn nothing_is_dropped_while_evaluating() {
             kv: Precision::F32,
             keep: Keep::Streams,
             optimizer: Optimizer::default(),
+            device: onlay::backend::Device::Host,
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
         let before = trainer.evaluate(&window).unwrap().0;

@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
 /// Where a dependency may be named.
 const HOMES: &[(&str, &[&str])] = &[
     ("memmap2", &["tensor"]),
+    ("libloading", &["backend"]),
     ("safetensors", &["adapter"]),
     ("minijinja", &["text"]),
     ("minijinja_contrib", &["text"]),
@@ -119,12 +120,14 @@ fn unsafe_is_lifted_only_where_the_plan_allows() {
     let mut all = Vec::new();
     files(&root.join("src"), &mut all);
     files(&root.join("kernels/src"), &mut all);
-    // the map, blocks of one matrix, the team's borrowed job, the C boundary, dispatch by level
+    // the map, blocks of one matrix, the team's borrowed job, the C boundary, a device's driver, dispatch by level
     let allowed = [
         "tensor/weights.rs",
         "tensor/mat.rs",
         "tensor/team.rs",
         "capi/boundary.rs",
+        "backend/cuda/driver.rs",
+        "backend/cuda/queue.rs",
         "src/level.rs",
         "src/narrow.rs",
         "src/half.rs",

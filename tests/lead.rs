@@ -32,6 +32,7 @@ fn trainer(model: &Arc<Model>, threads: usize, keep: Keep) -> Trainer {
         kv: Precision::F32,
         keep,
         optimizer: Default::default(),
+        device: onlay::backend::Device::Host,
     };
     Trainer::new(Arc::clone(model), Arc::new(layer), options).unwrap()
 }

@@ -26,6 +26,7 @@ fn train_options(threads: usize, keep: Keep) -> TrainOptions {
         kv: Precision::F32,
         keep,
         optimizer: Optimizer::default(),
+        device: onlay::backend::Device::Host,
     }
 }
 

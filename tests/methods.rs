@@ -62,6 +62,7 @@ fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> 
         kv: Precision::F32,
         keep,
         optimizer: Optimizer::default(),
+        device: onlay::backend::Device::Host,
     };
     Trainer::new(Arc::clone(model), Arc::new(layer), options).unwrap()
 }
@@ -465,6 +466,7 @@ fn encoders() {
                 kv: Precision::F32,
                 keep,
                 optimizer: Optimizer::default(),
+                device: onlay::backend::Device::Host,
             };
             let trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
             let (off, seen, worst) = backward(trainer, &[row(0), row(1)], &answers, &gradients, "gradient.");

@@ -87,6 +87,7 @@ fn follow(model: &str, case: &str, (pass_rows, keep, threads): (usize, Keep, usi
         kv: Precision::F32,
         keep,
         optimizer: Optimizer::default(),
+        device: onlay::backend::Device::Host,
     };
     let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
     let window = settings["window"].as_u64().unwrap() as usize;
@@ -207,6 +208,7 @@ fn gradients_do_not_depend_on_the_passes() {
             kv: Precision::F32,
             keep: Keep::Streams,
             optimizer: Optimizer::default(),
+            device: onlay::backend::Device::Host,
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
         trainer.set_packing(pack);
@@ -249,6 +251,7 @@ fn references_do_not_depend_on_the_pass_and_a_pair_stays_whole() {
             kv: Precision::F16,
             keep: Keep::Streams,
             optimizer: Optimizer::default(),
+            device: onlay::backend::Device::Host,
         };
         let mut trainer = Trainer::new(Arc::clone(&model), Arc::new(layer), options).unwrap();
         assert!(trainer.compare(&set, &[0], &mut [], None).is_err(), "no goal was set");

@@ -33,6 +33,8 @@ pub mod acts;
 pub mod adam;
 pub mod attention;
 mod count;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod dense;
 pub mod dot;

@@ -14,12 +14,13 @@ use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
 use super::methods::Method;
 use super::names::{Names, moving_head};
+use super::pairs::{Stamp, only_pairs};
 pub use super::part::Part;
 use super::vera::Shared;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
-use crate::ops::{Backward, Base, Delta, Host, Lent, Site, VectorId};
+use crate::ops::{Backward, Base, Delta, Host, Lent, Pairs, Site, VectorId};
 use crate::rng::{Rng, hash};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
@@ -78,6 +79,8 @@ pub struct Layer {
     pub(super) budget: Option<Budget>,
     /// Memory of the backward pass, as [`Rules::memory`] asks for it.
     pub(super) memory: Slots<Vec<f32>>,
+    /// Names its numbers.
+    pub(super) stamp: Stamp,
 }
 
 impl Layer {
@@ -107,6 +110,7 @@ impl Layer {
             shared: None,
             budget: None,
             memory: Slots::default(),
+            stamp: Stamp::default(),
         }
     }
 
@@ -141,6 +145,7 @@ impl Layer {
             shared: self.shared.clone(),
             budget: self.budget,
             memory: Slots::default(),
+            stamp: Stamp::default(),
         }
     }
 
@@ -240,6 +245,7 @@ impl Layer {
     /// Computes what follows from its numbers and the base; must be called when numbers have changed, and costs nothing
     /// where nothing follows.
     pub fn settle(&self, model: &Model, level: Level, each: Each<'_>) {
+        self.stamp.renew();
         for (i, part) in self.parts.iter().enumerate() {
             let Some(part) = part else { continue };
             part.rules().settle(self, i, model, level, each);
@@ -377,6 +383,11 @@ impl Layer {
         self.part(site).map(|p| (p, p.rules()))
     }
 
+    /// Of 65,536 inputs how many are dropped, and the seed of that.
+    pub(super) fn dropping(&self) -> (u64, u64) {
+        (self.dropout.rate, self.dropout.seed)
+    }
+
     /// The names of the rows at hand, if inputs are dropped.
     pub(super) fn names(&self) -> Option<RwLockReadGuard<'_, Vec<u64>>> {
         (self.dropout.rate > 0).then(|| self.dropout.rows.read(0))
@@ -509,6 +520,10 @@ impl Delta for Layer {
             rules.prefix_row(self, i, layer, position, key, value);
         }
     }
+
+    fn pairs(&self) -> Option<&dyn Pairs> {
+        only_pairs(self).then_some(self)
+    }
 }
 
 /// `y = gain∘y + bias_gain∘bias` for some rows and the outputs from `first` on; without `bias_gain` the bias as it is.
@@ -551,6 +566,14 @@ impl Backward for Layer {
         let (_, rules) = self.at(site).expect("asked only where it learns");
         rules.backward(self, host, site, base, x, dy, dx);
     }
+
+    fn pair_back(&self, site: Site, da: &[f32], db: &[f32]) {
+        let part = self.part(site).expect("asked only where it learns");
+        let mut grads = self.grads().get(site.into());
+        let (a, b) = grads.split_at_mut(part.rank * part.inputs);
+        a.iter_mut().zip(da).chain(b.iter_mut().zip(db)).for_each(|(to, g)| *to += g);
+    }
+
     fn learns_vector(&self, id: VectorId) -> bool {
         self.vector_part(id).is_some()
     }

@@ -15,7 +15,7 @@
 //! names, targets      what its places are called, here and elsewhere
 //! open, manifest      an adapter: one immutable, identified layer, and where it comes from
 //! gguf, peft          its files; gather puts the tensors of either together; contents reads them without a base
-//! worn                some adapters on a session
+//! worn                some adapters on a session; pairs: what of it a device can wear
 //! merge, combine      adapters folded into a base, or into one LoRA
 //! ```
 
@@ -42,6 +42,7 @@ mod names;
 mod new;
 mod norms;
 mod open;
+mod pairs;
 mod part;
 mod pattern;
 mod peft;

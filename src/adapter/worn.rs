@@ -15,10 +15,11 @@
 use super::effect::Rules;
 use super::layer::{Part, turn};
 use super::open::Adapter;
+use super::pairs::{Stamp, only_pairs};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
-use crate::ops::{Delta, Lent, Room, Site, VectorId};
+use crate::ops::{Delta, Lent, Pairs, Room, Site, VectorId};
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::ops::Range;
@@ -36,6 +37,8 @@ pub struct Worn {
     leaving: Vec<Option<Leaving>>,
     /// For each place: what stands in for the base's numbers.
     standing: Vec<Option<Standing>>,
+    /// Names its numbers.
+    pub(super) stamp: Arc<Stamp>,
 }
 
 /// What is done to inputs.
@@ -411,5 +414,9 @@ impl Delta for Worn {
         if let Some(with) = self.first(|layer| (layer.prefix() > 0).then_some(layer)) {
             with.prefix_row(layer, position, key, value);
         }
+    }
+
+    fn pairs(&self) -> Option<&dyn Pairs> {
+        self.stack.iter().all(|(adapter, _)| only_pairs(adapter.lora())).then_some(self)
     }
 }

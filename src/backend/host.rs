@@ -3,7 +3,9 @@
 use super::Backend;
 use crate::error::Result;
 use crate::ops::kv::{Pool, Shape};
-use crate::ops::{Backward, Base, Batch, Host, MatrixId, Needs, Scratch, Site, Step, Tables, back, linear};
+use crate::ops::{
+    Backward, Base, Batch, Delta, Host, MatrixId, Needs, Scratch, Site, Step, Tables, back, linear,
+};
 use crate::tensor::{Frame, Mat, MatMut, Register, Team};
 use onlay_kernels::Level;
 
@@ -100,6 +102,16 @@ impl Backend for Machine {
         format!("host, {}, {} threads", self.level.name(), self.team.len())
     }
 
+    /// Every layer can be worn where it lies.
+    fn admit(&mut self, _: &dyn Delta) -> Result<()> {
+        Ok(())
+    }
+
+    /// Nothing can fail.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn begin(&mut self, rows: usize, frame: usize) {
         self.frame = frame;
         self.frames[frame].set_rows(rows);
@@ -129,6 +141,9 @@ impl Backend for Machine {
         }
     }
 
+    /// They are in the layer's memory already.
+    fn collect(&mut self, _: &dyn Backward, _: &dyn Delta) {}
+
     fn copy(&mut self, from: Register, to: Register) {
         let frame = &self.frames[self.frame];
         frame.write(to).mat().data().copy_from_slice(&frame.read(from));
@@ -138,7 +153,7 @@ impl Backend for Machine {
         self.frames[self.frame].write(to).mat().data().copy_from_slice(rows);
     }
 
-    fn save(&self, from: Register, first: usize, rows: &mut [f32]) {
+    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]) {
         let register = self.frames[self.frame].read(from);
         let at = first * register.mat().cols();
         rows.copy_from_slice(&register[at..at + rows.len()]);
@@ -153,7 +168,7 @@ impl Backend for Machine {
         grads.write(to).mat().data().copy_from_slice(rows);
     }
 
-    fn save_grad(&self, from: Register, rows: &mut [f32]) {
+    fn save_grad(&mut self, from: Register, rows: &mut [f32]) {
         rows.copy_from_slice(&self.grads.as_ref().expect("planned with gradients").read(from));
     }
 

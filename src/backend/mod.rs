@@ -1,17 +1,76 @@
-//! Who executes the steps of a program. [`Machine`] is the host; a device is another file beside it with the same
-//! verbs, its registers, keys and values in its own memory.
+//! Who executes the steps of a program. [`Machine`] is the host, [`Cuda`](cuda::Cuda) one of NVIDIA's GPUs, with its
+//! registers, keys and values in its own memory.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
 mod host;
+mod outline;
 
+pub use device::Device;
 pub use host::{Machine, Plan};
+pub use outline::Outline;
 
-use crate::ops::{Backward, Batch, MatrixId, Site, Step, Tables};
-use crate::tensor::Register;
+use crate::error::Result;
+use crate::ops::{Backward, Batch, Delta, MatrixId, Site, Step, Tables};
+use crate::tensor::{Register, Team};
+
+#[cfg(not(feature = "cuda"))]
+fn no_cuda() -> crate::Error {
+    crate::Error::new(
+        crate::Kind::Unsupported,
+        "this build knows no GPU: it was made without the feature `cuda`",
+    )
+}
+
+/// The memory that a device will hold besides the host's, in parts; none for the host itself.
+///
+/// # Errors
+/// As [`open`].
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+pub fn device_parts(device: Device, plan: &Plan, outline: &Outline<'_>) -> Result<Vec<(&'static str, u64)>> {
+    match device {
+        Device::Host => Ok(vec![]),
+        #[cfg(feature = "cuda")]
+        Device::Cuda { index, memory } => cuda::parts(index, memory, plan, outline),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => Err(no_cuda()),
+    }
+}
+
+/// Takes what `plan` says, on the device that computes.
+///
+/// # Errors
+/// `Memory` if it is not given, `Argument` for a shape of keys and values that cannot be kept; `Device` if there is no such
+/// device or its driver refuses, `Unsupported` for what it cannot do or if this build knows none.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+pub fn open(device: Device, plan: &Plan, outline: &Outline<'_>, team: Team) -> Result<Box<dyn Backend>> {
+    match device {
+        Device::Host => Ok(Box::new(Machine::new(plan, team)?)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda { index, memory } => Ok(Box::new(cuda::Cuda::new(index, memory, plan, outline, team)?)),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => Err(no_cuda()),
+    }
+}
 
 /// Executes steps over the rows of a batch, in its own planned memory.
 pub trait Backend: Send {
     /// For people and `inspect`.
     fn name(&self) -> String;
+
+    /// Makes ready for rows that wear a layer: before every step in which some do.
+    ///
+    /// # Errors
+    /// `Unsupported` for a layer that cannot be worn here, `Memory` if there is no room for it.
+    fn admit(&mut self, delta: &dyn Delta) -> Result<()>;
+
+    /// Whether everything so far was done: to be asked after every step, before its results are used. After a failure
+    /// nothing more is done.
+    ///
+    /// # Errors
+    /// What failed first, such as a device that was lost.
+    fn check(&mut self) -> Result<()>;
 
     /// Says how many rows the next steps work on, and in which of the planned frames.
     fn begin(&mut self, rows: usize, frame: usize);
@@ -30,6 +89,9 @@ pub trait Backend: Send {
         learner: &dyn Backward,
     );
 
+    /// Adds the gradients of the layer of a pass that were computed elsewhere than in its own memory: after every pass.
+    fn collect(&mut self, learner: &dyn Backward, worn: &dyn Delta);
+
     /// Copies a register onto another of the same width.
     fn copy(&mut self, from: Register, to: Register);
 
@@ -37,7 +99,7 @@ pub trait Backend: Send {
     fn load(&mut self, to: Register, rows: &[f32]);
 
     /// Some rows of a register, beginning with `first`.
-    fn save(&self, from: Register, first: usize, rows: &mut [f32]);
+    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]);
 
     /// Clears all gradient registers.
     fn clear_grads(&mut self);
@@ -46,7 +108,7 @@ pub trait Backend: Send {
     fn load_grad(&mut self, to: Register, rows: &[f32]);
 
     /// The rows of a gradient register.
-    fn save_grad(&self, from: Register, rows: &mut [f32]);
+    fn save_grad(&mut self, from: Register, rows: &mut [f32]);
 
     /// `y [rows][outputs] = x [rows][inputs]·Wᵀ` with the layers of the batch's spans: the head.
     fn product(

@@ -23,6 +23,7 @@ const KINDS: &[Kind] = &[
     Kind::Numeric,
     Kind::Template,
     Kind::Internal,
+    Kind::Device,
 ];
 
 /// An `onlay_error`.
@@ -84,6 +85,7 @@ pub(super) fn name(status: i32) -> &'static CStr {
             Some(Kind::Numeric) => c"numeric",
             Some(Kind::Template) => c"template",
             Some(Kind::Internal) => c"internal",
+            Some(Kind::Device) => c"device",
             None => c"unknown",
         },
     }

@@ -11,6 +11,7 @@ use super::structs::{
     utf8,
 };
 use crate::adapter::{Adapter, Worn};
+use crate::backend::Device;
 use crate::engine::{Choice, End, Engine, EngineOptions, Flow, Limits, Sampler, Session};
 use crate::error::{Error, Kind};
 use crate::model::{Memory, Model};
@@ -84,6 +85,7 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
             0 => Room::default(),
             _ => Room { hidden: model.program().widest(|_| rank), entered: longest, lead: LEAD },
         },
+        device: Device::Host,
     };
     let memory = Engine::plan(model, &options)?;
     Ok((options, memory))

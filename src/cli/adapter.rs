@@ -1,6 +1,6 @@
 //! `onlay adapter`: convert, merge, combine and list layers.
 
-use super::options::{Machine, Wear, level};
+use super::options::{Threads, Wear, level};
 use super::show::{Table, count, percent, plain};
 use super::terminal::{Progress, bytes, duration, error, json, line, warn};
 use super::{Usage, open, stop};
@@ -131,7 +131,7 @@ struct Merge {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    machine: Machine,
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -158,7 +158,7 @@ struct Combine {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    machine: Machine,
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -174,7 +174,7 @@ fn combined(args: Combine) -> Result<()> {
     stop::listen()?;
     let (mut shown, start) = (Progress::new(), Instant::now());
     let (layer, found) =
-        combine(&model, &worn, args.rank, args.machine.count(), level()?, &mut |done, all| {
+        combine(&model, &worn, args.rank, args.threads.count(), level()?, &mut |done, all| {
             shown.show(|| format!("matrix {done} of {all}"));
             if stop::asked() { Err(Error::new(Kind::Cancelled, "stopped")) } else { Ok(()) }
         })?;
@@ -234,7 +234,7 @@ fn fold(args: Merge) -> Result<()> {
     let options = MergeOptions {
         kind: args.kind,
         overwrite: args.overwrite,
-        threads: args.machine.count(),
+        threads: args.threads.count(),
         level: level()?,
     };
     let (mut shown, start) = (Progress::new(), Instant::now());

@@ -7,7 +7,7 @@ use super::{Usage, open};
 use anyhow::Result;
 use onlay::adapter::{Lora, Targets, Worn};
 use onlay::engine::bench::{self, Ceilings, Cost};
-use onlay::engine::{Engine, Layer};
+use onlay::engine::{Engine, EngineOptions, Layer};
 use onlay::model::Model;
 use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
@@ -127,9 +127,11 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>, layers: &[
     };
     let depth = args.depth as usize;
     let at = if depth > 0 { format!("@{depth}") } else { String::new() };
+    let device = args.machine.device()?;
     let engine = |sessions: usize, tokens: u32| {
         let positions = depth.max(1) + tokens as usize;
-        Engine::new(Arc::clone(model), &bench::options(threads, sessions, positions, args.kv.kv, room))
+        let options = bench::options(threads, sessions, positions, args.kv.kv, room);
+        Engine::new(Arc::clone(model), &EngineOptions { device, ..options })
     };
     if args.generate > 0 {
         let count = args.sessions as usize;
@@ -186,6 +188,7 @@ fn training(
         kv: args.kv.kv,
         keep: if args.recompute { Keep::Streams } else { Keep::Registers },
         optimizer: Optimizer::default(),
+        device: args.machine.device()?,
     };
     let example = Example { tokens: bench::text(model, tokens + 1), trained: vec![true; tokens + 1] };
     let mut trainer = Trainer::new(Arc::clone(model), Arc::new(layer), options)?;

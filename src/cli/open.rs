@@ -65,6 +65,7 @@ pub fn engine(
         threads: machine.threads(),
         context,
         kv: kv.kv,
+        device: machine.device()?,
         room: worn.as_ref().map_or(Room::default(), |w| w.room(model.program())),
         ..EngineOptions::default()
     };

@@ -1,26 +1,59 @@
 //! Flags that several commands share.
 
 use clap::Args;
+use onlay::backend::Device;
 use onlay::engine::Choice;
 use onlay::ops::kv::Precision;
 use onlay_kernels::Level;
 use std::path::PathBuf;
 
-/// Threads and the cache.
+/// How many threads.
 #[derive(Args, Clone)]
-pub struct Machine {
+pub struct Threads {
     /// Threads [default: as many as there are cores, up to 16]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
 }
 
-impl Machine {
-    pub fn threads(&self) -> Option<usize> {
+impl Threads {
+    pub fn told(&self) -> Option<usize> {
         self.threads.map(usize::from)
     }
 
     pub fn count(&self) -> usize {
-        self.threads().unwrap_or_else(onlay::tensor::Team::default_len)
+        self.told().unwrap_or_else(onlay::tensor::Team::default_len)
+    }
+}
+
+/// Threads, and what computes.
+#[derive(Args, Clone)]
+pub struct Machine {
+    #[command(flatten)]
+    threads: Threads,
+    /// What computes: cpu, or an NVIDIA GPU such as cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    device: Device,
+    /// The most memory of the GPU that may be taken [default: seven eighths of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    gpu_memory: Option<u64>,
+}
+
+fn device(name: &str) -> Result<Device, String> {
+    Device::named(name).map_err(|e| e.to_string())
+}
+
+impl Machine {
+    pub fn threads(&self) -> Option<usize> {
+        self.threads.told()
+    }
+
+    /// What computes.
+    pub fn device(&self) -> onlay::Result<Device> {
+        self.gpu_memory.map_or(Ok(self.device), |bytes| self.device.within(bytes))
+    }
+
+    pub fn count(&self) -> usize {
+        self.threads.count()
     }
 }
 

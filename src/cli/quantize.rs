@@ -1,6 +1,6 @@
 //! `onlay quantize`: a model again with smaller weights.
 
-use super::options::Machine;
+use super::options::Threads;
 use super::show::{Table, count, percent};
 use super::terminal::{Progress, bytes, duration, json, line, warn};
 use super::{open, stop};
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    machine: Machine,
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -64,7 +64,7 @@ pub fn main(args: Args) -> Result<()> {
     open::absent(&args.out, args.overwrite)?;
     stop::listen()?;
     let (mut shown, start) = (Progress::new(), Instant::now());
-    let threads = args.machine.count();
+    let threads = args.threads.count();
     let report = quantize(&weights, args.format, &args.out, args.overwrite, threads, &mut |done, all| {
         open::step(&mut shown, start, done, all)
     })

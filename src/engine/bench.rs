@@ -195,5 +195,6 @@ pub fn options(
     kv: Precision,
     room: Room,
 ) -> EngineOptions {
-    EngineOptions { threads: Some(threads), context: positions, rows: 512, kv, room, sessions }
+    let threads = Some(threads);
+    EngineOptions { threads, context: positions, rows: 512, kv, room, sessions, ..EngineOptions::default() }
 }

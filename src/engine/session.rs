@@ -4,6 +4,7 @@
 //! takes it off, what was cached is computed again: outputs are those of a session that had worn it from the start. What a
 //! layer has in front of a sequence is no token of the session's, and nobody sees it.
 
+use crate::backend::Device;
 use crate::error::{Error, Kind, Result};
 use crate::model::{Memory, Model, Options, Request, Runner, Sequence, Wanted};
 use crate::ops::kv::Precision;
@@ -31,6 +32,8 @@ pub struct EngineOptions {
     pub kv: Precision,
     /// For the largest adapters that will be worn together (`Worn::room`).
     pub room: Room,
+    /// What computes.
+    pub device: Device,
 }
 
 impl Default for EngineOptions {
@@ -42,6 +45,7 @@ impl Default for EngineOptions {
             rows: 512,
             kv: Precision::F16,
             room: Room::default(),
+            device: Device::Host,
         }
     }
 }
@@ -58,6 +62,7 @@ impl EngineOptions {
             rows: self.rows.min(self.context).max(self.sessions),
             kv: self.kv,
             room: self.room,
+            device: self.device,
         }
     }
 }

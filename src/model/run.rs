@@ -2,10 +2,10 @@
 
 use super::open::Model;
 use super::program::Program;
-use crate::backend::{Backend, Machine, Plan};
+use crate::backend::{self, Backend, Device, Outline, Plan};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
-use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Tables, Turns, VectorId};
+use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
 use crate::tensor::{Matrix, Team};
 use onlay_kernels::Level;
 use onlay_kernels::norm::rms_norm;
@@ -37,6 +37,8 @@ pub struct Options {
     pub kv: Precision,
     /// For the largest layers that will be worn ([`Program::room`]).
     pub room: Room,
+    /// What computes.
+    pub device: Device,
 }
 
 /// The memory of a runner, in bytes.
@@ -148,6 +150,27 @@ impl Tables for View<'_> {
     }
 }
 
+impl View<'_> {
+    /// What a device must know, for a head of so many rows at a time and layers of so many bytes.
+    pub fn outline(&self, head_rows: usize, layers: u64) -> Outline<'_> {
+        let program = self.model.program();
+        let matrices = |steps: &[Step]| {
+            let linears = steps.iter().filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
+            linears.flat_map(|l| l.outputs.iter().map(|o| o.matrix)).collect()
+        };
+        Outline {
+            tables: self,
+            matrices: program.matrices.len(),
+            vectors: program.vectors.len(),
+            segments: program.segments.iter().map(|s| matrices(&s.steps)).collect(),
+            head: program.head.matrix,
+            sites: program.sites.iter().map(|s| [s.inputs, s.outputs]).collect(),
+            head_rows,
+            layers,
+        }
+    }
+}
+
 /// Computes a batch, from its tokens to the end of the program.
 fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>) {
     let program = view.model.program();
@@ -191,6 +214,18 @@ impl Options {
         self.context.min(self.longest().saturating_sub(lead))
     }
 
+    /// About as many bytes as one of the largest layers takes on a device.
+    fn layer_bytes(&self, program: &Program) -> u64 {
+        let steps = program.segments.iter().flat_map(|s| &s.steps);
+        let linears = steps.filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
+        let sites = linears.flat_map(|l| l.outputs.iter().map(|o| (o.site, l.outputs.len())));
+        let numbers = sites.map(|(site, shared)| {
+            let site = &program.sites[usize::from(site)];
+            self.room.hidden.div_ceil(shared) * (site.inputs + site.outputs)
+        });
+        4 * numbers.sum::<usize>() as u64
+    }
+
     fn plan(&self, program: &Program, model: &Model) -> Plan {
         let storage = model.bound().storage();
         Plan {
@@ -212,11 +247,13 @@ impl Runner {
         let program = model.program();
         let plan = options.plan(program, model);
         let rows = options.rows.min(LOGIT_ROWS) as u64;
+        let here = |bytes| if options.device == Device::Host { bytes } else { 0 };
         Memory {
             parts: vec![
-                ("keys and values", plan.kv_bytes()),
-                ("activations", plan.frame_bytes()),
-                ("inside operations", plan.scratch_bytes()),
+                ("keys and values", here(plan.kv_bytes())),
+                ("activations", here(plan.frame_bytes())),
+                ("inside operations", here(plan.scratch_bytes())),
+                ("on the way to the device", options.device.host_bytes(&plan)),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest())),
                 ("logits", 4 * rows * (program.vocabulary + program.width) as u64),
                 ("norms and biases", model.bound().vector_bytes()),
@@ -238,12 +275,15 @@ impl Runner {
             }
         }
         Self::plan(&model, &options).ask()?;
-        let machine = Machine::new(&options.plan(program, &model), Team::new(options.threads)?)?;
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
         let rows = options.rows.min(LOGIT_ROWS);
+        let view = View { model: &model, turns: &turns };
+        let outline = view.outline(rows, options.layer_bytes(program));
+        let plan = options.plan(program, &model);
+        let backend = backend::open(options.device, &plan, &outline, Team::new(options.threads)?)?;
         Ok(Runner {
             turns,
-            backend: Box::new(machine),
+            backend,
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
             rows: vec![0.0; rows * program.width],
@@ -251,6 +291,24 @@ impl Runner {
             model,
             options,
         })
+    }
+
+    /// The bytes that a device will hold besides; nothing for the host.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub fn device_plan(model: &Model, options: &Options) -> Result<Memory> {
+        let program = model.program();
+        let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
+        let view = View { model, turns: &turns };
+        let outline = view.outline(options.rows.min(LOGIT_ROWS), options.layer_bytes(program));
+        let parts = backend::device_parts(options.device, &options.plan(program, model), &outline)?;
+        Ok(Memory { parts })
+    }
+
+    /// What computes, for people.
+    pub fn device(&self) -> String {
+        self.backend.name()
     }
 
     /// The model.
@@ -269,7 +327,8 @@ impl Runner {
     /// # Errors
     /// `Argument` if a sequence would outgrow the context, there are more rows than planned, or a token is not in the
     /// vocabulary; `Mismatch` if a sequence that has begun wears another layer whose front has other positions; `Memory` if
-    /// the cache is full. Nothing has changed then.
+    /// the cache is full; `Unsupported` if the device cannot wear a layer. Nothing has changed then. `Device` if a device
+    /// fails; it then does nothing more.
     pub fn step(
         &mut self,
         requests: &mut [Request<'_>],
@@ -301,7 +360,8 @@ impl Runner {
         let batch = Batch { tokens: &self.tokens, spans, pieces: &self.pieces };
         let view = View { model: &self.model, turns: &self.turns };
         walk(&mut *self.backend, &view, batch);
-        self.give_logits(requests, take);
+        self.give_logits(requests, take)?;
+        self.backend.check()?;
         for r in requests {
             r.sequence.len += r.tokens.len();
         }
@@ -371,6 +431,9 @@ impl Runner {
                 self.backend.free_tiles(),
             ));
         }
+        for delta in requests.iter().filter_map(|r| r.delta) {
+            self.backend.admit(delta)?;
+        }
         for r in requests {
             let end = lead(r.delta).iter().sum::<usize>() + r.sequence.len + r.tokens.len();
             while r.sequence.tiles.len() < Pool::tiles_for(end) {
@@ -381,7 +444,11 @@ impl Runner {
     }
 
     /// The head, over the rows that somebody wants, some at a time.
-    fn give_logits(&mut self, requests: &[Request<'_>], take: &mut dyn FnMut(usize, usize, &mut [f32])) {
+    fn give_logits(
+        &mut self,
+        requests: &[Request<'_>],
+        take: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> Result<()> {
         let model = Arc::clone(&self.model);
         let program = model.program();
         let (width, vocabulary) = (program.width, program.vocabulary);
@@ -406,7 +473,7 @@ impl Runner {
                 waiting[n] = (i, t);
                 n += 1;
                 if n == capacity {
-                    self.head(requests, &waiting[..n]);
+                    self.head(requests, &waiting[..n])?;
                     for ((i, t), z) in waiting.iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
                         take(*i, *t, z);
                     }
@@ -416,15 +483,16 @@ impl Runner {
             first += r.tokens.len();
         }
         if n > 0 {
-            self.head(requests, &waiting[..n]);
+            self.head(requests, &waiting[..n])?;
             for ((i, t), z) in waiting[..n].iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
                 take(*i, *t, z);
             }
         }
+        Ok(())
     }
 
     /// Logits of the gathered rows.
-    fn head(&mut self, requests: &[Request<'_>], rows: &[(usize, usize)]) {
+    fn head(&mut self, requests: &[Request<'_>], rows: &[(usize, usize)]) -> Result<()> {
         let program = self.model.program();
         let mut spans = [Span::NONE; LOGIT_ROWS];
         let mut pieces = [const { 0..0 }; LOGIT_ROWS];
@@ -445,8 +513,9 @@ impl Runner {
         let (x, y) =
             (&self.rows[..rows.len() * program.width], &mut self.logits[..rows.len() * program.vocabulary]);
         self.backend.product(&view, batch, at, x, y);
+        self.backend.check()?;
         if program.head.matrix != program.table() {
-            return;
+            return Ok(());
         }
         let x = self.rows.chunks_exact(program.width);
         for (((i, _), x), z) in rows.iter().zip(x).zip(self.logits.chunks_exact_mut(program.vocabulary)) {
@@ -454,6 +523,7 @@ impl Runner {
                 delta.head(self.options.level, x, z);
             }
         }
+        Ok(())
     }
 
     /// Runs all tokens of one sequence in steps of as many rows as planned; `take` as in [`Runner::step`].

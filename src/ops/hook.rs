@@ -154,6 +154,49 @@ pub trait Delta: Send + Sync {
     /// Keys and values `[key heads · head]` of a position below [`Delta::prefix`], as the cache keeps them: keys are
     /// turned already.
     fn prefix_row(&self, _layer: usize, _position: usize, _key: &mut [f32], _value: &mut [f32]) {}
+
+    /// The layer as low-rank pairs, if it is nothing else: what a device can wear.
+    fn pairs(&self) -> Option<&dyn Pairs> {
+        None
+    }
+}
+
+/// A low-rank pair beside a product: `y += scale·(x·Aᵀ)·B`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// A `[rank][inputs]`
+    pub a: &'a [f32],
+    /// B `[rank][outputs]`
+    pub b: &'a [f32],
+    /// Hidden numbers.
+    pub rank: usize,
+    /// The first so many of them learn.
+    pub learned: usize,
+    /// What the product is multiplied with.
+    pub scale: f32,
+}
+
+/// How inputs of pairs are dropped: of 65,536 so many, drawn by a seed and the names of the batch's rows.
+#[derive(Debug)]
+pub struct Dropped<'a> {
+    /// How many.
+    pub rate: u64,
+    /// The seed.
+    pub seed: u64,
+    /// One for each row; none while nothing is dropped.
+    pub names: RwLockReadGuard<'a, Vec<u64>>,
+}
+
+/// A layer that is low-rank pairs at products and nothing else.
+pub trait Pairs {
+    /// Names its numbers: which layer, and how often they have changed.
+    fn stamp(&self) -> [u64; 2];
+
+    /// Gives `take` the pairs at a site.
+    fn pairs_at(&self, site: Site, take: &mut dyn FnMut(Pair<'_>));
+
+    /// How their inputs are dropped, if they are.
+    fn dropped(&self) -> Option<Dropped<'_>>;
 }
 
 /// What the base does at a site.
@@ -182,6 +225,10 @@ pub trait Backward {
         dy: Mat<'_>,
         dx: Option<MatMut<'_>>,
     );
+
+    /// Adds what a device computed in place of [`Backward::backward`] to the gradients of the pair at `site`: of the units
+    /// that learn, `[learned][inputs]` and `[learned][outputs]`.
+    fn pair_back(&self, _: Site, _da: &[f32], _db: &[f32]) {}
 
     /// Whether the layer learns a vector in place of this one.
     fn learns_vector(&self, _: VectorId) -> bool {

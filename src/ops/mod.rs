@@ -26,7 +26,7 @@ pub use attend::Attend;
 pub use back::{output_products, product_back};
 pub use embed::Embed;
 pub use gate::Gate;
-pub use hook::{Backward, Base, Delta, Lent, Site};
+pub use hook::{Backward, Base, Delta, Dropped, Lent, Pair, Pairs, Site};
 pub use host::{Batch, Host, Span, Tables};
 pub use linear::{FEW, Linear, Output, base_product};
 pub use norm::Norm;

@@ -86,6 +86,16 @@ impl Turns {
         8 * half as u64 * context as u64
     }
 
+    /// Pairs of a position.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// All cosines and all sines, `[positions][half]`.
+    pub fn tables(&self) -> [&[f32]; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Positions in the table.
     pub fn positions(&self) -> usize {
         self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)

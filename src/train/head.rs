@@ -136,7 +136,7 @@ impl Head<'_> {
             Pass::Loss | Pass::Learn(_) => {
                 let scale = if let Pass::Learn(scale) = pass { Some(scale) } else { None };
                 for part in targets.chunks(rows) {
-                    self.product(part);
+                    self.product(part)?;
                     match scale {
                         None => self.measure(part),
                         Some(scale) => self.differentiate(part, &|t| scale.all * scale.weight(t)),
@@ -153,7 +153,7 @@ impl Head<'_> {
             }
             Pass::Sequences { sums, judge, .. } => {
                 for part in targets.chunks(rows) {
-                    self.product(part);
+                    self.product(part)?;
                     self.measure(part);
                     for (i, target) in part.iter().enumerate() {
                         let (sum, one) = (&mut sums[usize::from(target.sequence)], *self.losses.read(i));
@@ -173,7 +173,7 @@ impl Head<'_> {
                 };
                 for part in targets.chunks(rows) {
                     if targets.len() > rows {
-                        self.product(part);
+                        self.product(part)?;
                     }
                     self.differentiate(part, &weight);
                     self.back(part);
@@ -184,7 +184,7 @@ impl Head<'_> {
     }
 
     /// The logits of some targets.
-    fn product(&mut self, part: &[Target]) {
+    fn product(&mut self, part: &[Target]) -> Result<()> {
         let program = self.view.model.program();
         let (width, m) = (program.width, part.len());
         let own = self.worn.and_then(|d| d.vector(program.head.norm));
@@ -199,11 +199,13 @@ impl Head<'_> {
         let at = (program.head.site, program.head.matrix);
         let (x, z) = (&self.x[..m * width], &mut self.logits[..m * program.vocabulary]);
         self.backend.product(&self.view, batch, at, x, z);
+        self.backend.check()?;
         if let Some(delta) = self.worn.filter(|_| program.head.matrix == program.table()) {
             for (x, z) in x.chunks_exact(width).zip(z.chunks_exact_mut(program.vocabulary)) {
                 delta.head(self.level, x, z);
             }
         }
+        Ok(())
     }
 
     /// Their losses; the logits stay.

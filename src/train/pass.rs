@@ -241,6 +241,9 @@ impl Trainer {
         };
 
         layer.set_rows(names.iter().copied());
+        if let Some(worn) = worn {
+            backend.admit(worn)?;
+        }
 
         // Forward. streams[i] is the stream before segment lowest + i; the last is the end of the program.
         backend.begin(n, 0);
@@ -281,6 +284,7 @@ impl Trainer {
         };
         let loss = head.run(targets, pass)?;
         if !learns {
+            backend.check()?;
             return Ok(loss);
         }
 
@@ -305,6 +309,8 @@ impl Trainer {
             // the gradients of the lowest segment are still there
             backend.backward(&view, std::slice::from_ref(&program.embed), batch, None, back);
         }
+        backend.collect(back, delta);
+        backend.check()?;
         Ok(loss)
     }
 }

@@ -7,6 +7,7 @@ use super::moments::Optimizer;
 use super::objective::{Goal, OBJECTIVES, Objective};
 use super::{Example, Keep, MOST_SEQUENCES, Order, Recipe, Set, Shape, Signal, TrainOptions, Trainer};
 use crate::adapter::{Lora, Part};
+use crate::backend::Device;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
 use crate::ops::Delta;
@@ -95,6 +96,8 @@ pub struct RunOptions {
     pub parent: Option<[u8; 32]>,
     /// Rounding of keys and values: that of serving.
     pub kv: Precision,
+    /// What computes.
+    pub device: Device,
     /// What is kept for the backward pass.
     pub keep: Keep,
     /// The most rows of a pass; `None` for 512, or the longest sequence if that is more.
@@ -132,6 +135,7 @@ impl RunOptions {
             level,
             threads,
             kv: Precision::default(),
+            device: Device::Host,
             keep: Keep::Streams,
             rows_of_a_pass: None,
             memory: None,
@@ -283,6 +287,7 @@ impl RunPlan {
             kv: options.kv,
             keep: options.keep,
             optimizer: options.optimizer,
+            device: options.device,
         };
         let mut memory = Trainer::plan(model, layer, dropout, &options);
         if signal != Signal::Shown {

@@ -20,9 +20,9 @@ use super::order::{Limits, Passes};
 use super::pass::{counted, reach};
 use super::schedule::Recipe;
 use crate::adapter::Lora;
-use crate::backend::{Backend, Machine, Plan};
+use crate::backend::{self, Backend, Device, Plan};
 use crate::error::{Error, Kind, Place, Result};
-use crate::model::{Memory, Model};
+use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Delta, Needs, Turns};
 use crate::tensor::{Slots, Team};
@@ -62,6 +62,8 @@ pub struct TrainOptions {
     pub keep: Keep,
     /// How the moments are kept.
     pub optimizer: Optimizer,
+    /// What computes.
+    pub device: Device,
 }
 
 /// A layer that learns over a frozen base.
@@ -150,6 +152,7 @@ impl Trainer {
         let (lowest, _) = reach(model, layer);
         let stream = 4 * (options.rows * program.width) as u64;
         let head = HEAD_ROWS.min(options.rows) as u64;
+        let here = |bytes| if options.device == Device::Host { bytes } else { 0 };
         let (params, learning) = layer.bytes(options.rows, dropout);
         Memory {
             parts: vec![
@@ -157,10 +160,15 @@ impl Trainer {
                 // which counts two moments in f32
                 ("gradients", learning - Moments::bytes(Optimizer::AdamW, layer)),
                 ("moments", Moments::bytes(options.optimizer, layer)),
-                ("keys and values", plan.kv_bytes()),
-                ("activations and their gradients", plan.frame_bytes()),
+                ("keys and values", here(plan.kv_bytes())),
+                ("activations and their gradients", here(plan.frame_bytes())),
                 ("residual streams", stream * (program.segments.len() - lowest + 2) as u64),
-                ("inside operations", plan.scratch_bytes()),
+                ("inside operations", here(plan.scratch_bytes())),
+                ("on the way to the device", options.device.host_bytes(&plan)),
+                (
+                    "gradients from the device",
+                    4 * layer.learning_len() as u64 - here(4 * layer.learning_len() as u64),
+                ),
                 ("logits", 4 * head * (program.vocabulary + 2 * program.width) as u64),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest(layer))),
                 ("rows of a pass", 60 * options.rows as u64),
@@ -192,9 +200,13 @@ impl Trainer {
         let program = model.program();
         // the layer, first in the plan with what it learns by, has its memory already
         Memory { parts: Self::plan(&model, &layer, false, &options).parts.split_off(2) }.ask()?;
-        let machine = Machine::new(&options.plan(&model, &layer), Team::new(options.threads)?)?;
         let turns =
             Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest(&*layer))?;
+        let view = View { model: &model, turns: &turns };
+        let outline = view.outline(HEAD_ROWS.min(options.rows), Self::layer_bytes(&layer));
+        let (plan, team) = (options.plan(&model, &layer), Team::new(options.threads)?);
+        let mut backend = backend::open(options.device, &plan, &outline, team)?;
+        backend.admit(&*layer)?;
         let (lowest, wanted) = reach(&model, &*layer);
         let head = HEAD_ROWS.min(options.rows);
         let stream = options.rows * program.width;
@@ -215,7 +227,7 @@ impl Trainer {
             passes: Passes::default(),
         };
         let mut trainer = Trainer {
-            backend: Box::new(machine),
+            backend,
             turns,
             moments: Moments::new(options.optimizer, &layer),
             steps: 0,
@@ -230,6 +242,28 @@ impl Trainer {
         };
         trainer.settle();
         Ok(trainer)
+    }
+
+    /// Bytes of a layer's numbers and gradients on a device.
+    fn layer_bytes(layer: &Lora) -> u64 {
+        4 * (layer.len() + layer.learning_len()) as u64
+    }
+
+    /// The bytes that a device will hold besides; nothing for the host.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn device_plan(model: &Model, layer: &Lora, options: &TrainOptions) -> Result<Memory> {
+        let turning = &model.program().turning;
+        let turns = Turns::new(turning.pairs, &turning.frequencies, options.longest(layer))?;
+        let view = View { model, turns: &turns };
+        let outline = view.outline(HEAD_ROWS.min(options.rows), Self::layer_bytes(layer));
+        Ok(Memory { parts: backend::device_parts(options.device, &options.plan(model, layer), &outline)? })
+    }
+
+    /// What computes, for people.
+    pub fn device(&self) -> String {
+        self.backend.name()
     }
 
     /// The layer.

@@ -70,6 +70,7 @@ pub fn options(threads: usize) -> Options {
         rows: 128,
         kv: Precision::F32,
         room: Room { hidden: 2048, entered: 256, lead: 16 },
+        device: onlay::backend::Device::Host,
     }
 }
 

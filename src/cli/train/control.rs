@@ -82,6 +82,7 @@ pub fn hold(
         rows: longest.clamp(2, 256),
         kv: args.kv.kv,
         room: wear(1.0)?.room(model.program()),
+        device: args.machine.device()?,
     };
     let mut runner = Runner::new(Arc::clone(model), options)?;
     let mut progress = terminal::Progress::new();

@@ -162,6 +162,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         keep_best: args.keep_best,
         parent: parent.flatten(),
         kv: args.kv.kv,
+        device: args.machine.device()?,
         ..RunOptions::new(options::level()?, args.machine.count())
     };
     let beside = samples::beside(&args.data).filter(|_| !args.no_samples);

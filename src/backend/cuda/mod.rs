@@ -1,0 +1,451 @@
+//! One of NVIDIA's GPUs: the same steps as launches of hand-written kernels, with registers, keys and values in the card's
+//! memory. Nothing but its driver is needed.
+//!
+//! ```text
+//! driver      the driver's functions, and the card
+//! queue       memory, streams, kernels: what is made with them
+//! kernels     kernels by name, compiled when they are first wanted
+//! plan        what the card will hold, in bytes
+//! weights     base weights: those that stay, and those that come when they are wanted
+//! facts       what kernels must know of a batch
+//! layers      low-rank pairs and their gradients
+//! products    products with base weights and pairs
+//! steps       everything else of a program
+//! ```
+//! Calls queue work and come back; results are waited for where the host reads them. The first failure is kept, nothing is
+//! queued after it, and [`Backend::check`](super::Backend::check) gives it.
+
+/// Numbers and addresses in the order in which a kernel takes them.
+macro_rules! arguments {
+    ($($x:expr),* $(,)?) => { &[$(Argument::from($x)),*] };
+}
+
+mod driver;
+mod facts;
+mod kernels;
+mod layers;
+mod plan;
+mod products;
+mod queue;
+mod steps;
+mod weights;
+
+use self::driver::Card;
+use self::facts::{Facts, View};
+use self::kernels::Kernels;
+use self::layers::Layers;
+use self::products::Operands;
+use self::queue::{Argument, Memory, Region, Shape, Stream};
+use self::steps::{Back, chunk};
+use self::weights::Weights;
+use super::{Backend, Outline, Plan};
+use crate::error::{Error, Result};
+use crate::ops::kv::{Precision, Shape as Cached};
+use crate::ops::{Backward, Batch, Delta, MatrixId, Pairs, Site, Step, Tables, VectorId};
+use crate::tensor::{Register, Team};
+use onlay_kernels::Level;
+use std::sync::Arc;
+
+/// Of what is free, what is left to others unless told how much to take: an eighth.
+const LEFT: u64 = 8;
+
+/// How inputs of pairs are dropped.
+#[derive(Clone, Copy, Default)]
+struct Dropping {
+    rate: u64,
+    seed: u64,
+}
+
+/// A card, with all the memory that was planned.
+#[derive(Debug)]
+pub struct Cuda {
+    level: Level,
+    team: Team,
+    weights: Weights,
+    layers: Layers,
+    frames: Vec<Vec<Region>>,
+    grads: Vec<Region>,
+    cols: Vec<usize>,
+    frame: usize,
+    rows_at_hand: usize,
+    back: bool,
+    kv: Memory,
+    shape: Cached,
+    free: Vec<u32>,
+    /// `h`, `dh`, dropped inputs.
+    beside: [Region; 3],
+    /// From one row of hidden numbers to the next.
+    stride: usize,
+    /// Inputs and outputs of every site.
+    sites: Vec<[usize; 2]>,
+    /// Of attention's backward pass, `[rows][heads]`.
+    delta: Region,
+    /// Rows of the head, their logits, their gradients.
+    head: [Region; 3],
+    turns: [Region; 2],
+    vectors: Vec<Region>,
+    facts: Facts,
+    head_facts: Facts,
+    /// Rows of the table on their way.
+    rows: Vec<f32>,
+    failed: Option<Error>,
+    kernels: Kernels,
+    _memory: Vec<Memory>,
+    stream: Stream,
+    card: Arc<Card>,
+}
+
+/// The parts of a card's memory, within `memory` bytes or what is free.
+///
+/// # Errors
+/// As [`Cuda::new`].
+pub fn parts(
+    index: usize,
+    memory: Option<u64>,
+    plan: &Plan,
+    outline: &Outline<'_>,
+) -> Result<Vec<(&'static str, u64)>> {
+    let card = Card::open(index)?;
+    plan::plan(plan, outline, budget(&card, memory)?).map(|(parts, _)| parts)
+}
+
+fn budget(card: &Card, memory: Option<u64>) -> Result<u64> {
+    let free = card.free()?;
+    Ok(memory.unwrap_or(free - free / LEFT))
+}
+
+/// Cuts memory into regions, each beginning where one may.
+struct Cut {
+    rest: Region,
+}
+
+impl Cut {
+    fn floats(&mut self, n: usize) -> Region {
+        let bytes = 4 * n as u64;
+        let taken = bytes.next_multiple_of(plan::ALIGN);
+        let region = if bytes == 0 { Region::NONE } else { self.rest.part(0, bytes) };
+        self.rest = self.rest.part(taken, self.rest.bytes() - taken);
+        region
+    }
+}
+
+impl Cuda {
+    /// Takes the memory of the plan and copies weights to the card.
+    ///
+    /// # Errors
+    /// `Device` if there is no such card or its driver refuses; `Memory` if the plan does not fit into `memory` bytes, or the
+    /// card has not so much; `Unsupported` for what the kernels do not do.
+    pub fn new(
+        index: usize,
+        memory: Option<u64>,
+        plan: &Plan,
+        outline: &Outline<'_>,
+        team: Team,
+    ) -> Result<Self> {
+        plan.kv.check()?;
+        let card = Card::open(index)?;
+        let budget = budget(&card, memory)?;
+        let (parts, residency) = plan::plan(plan, outline, budget)?;
+        let taken: u64 = parts.iter().filter(|p| p.0 != "layers").map(|p| p.1).sum();
+        let stream = Stream::new(&card)?;
+        let mut held = Vec::new();
+        let mut cut = |bytes: u64| -> Result<Cut> {
+            let memory = Memory::new(&card, bytes)?;
+            let rest = memory.whole();
+            held.push(memory);
+            Ok(Cut { rest })
+        };
+        let rows = plan.needs.rows;
+        let sizes = || plan.columns.iter().map(|c| c * rows);
+        let mut registers = || -> Result<Vec<Region>> {
+            let mut cut = cut(plan::floats(sizes()))?;
+            Ok(sizes().map(|n| cut.floats(n)).collect())
+        };
+        let frames = (0..plan.frames).map(|_| registers()).collect::<Result<Vec<_>>>()?;
+        let grads = if plan.back { registers()? } else { vec![] };
+        let beside = plan::beside(plan);
+        let mut inside = cut(plan::floats(beside))?;
+        let beside = beside.map(|n| inside.floats(n));
+        let lines = if plan.back { rows * plan.needs.group * plan.kv.heads } else { 0 };
+        let delta = cut(plan::floats([lines]))?.floats(lines);
+        let head = plan::head(plan, outline);
+        let mut logits = cut(plan::floats(head))?;
+        let head = head.map(|n| logits.floats(n));
+        let turns = outline.tables.turns();
+        let n = turns.positions() * turns.half();
+        let mut tables = cut(plan::floats([n, n]))?;
+        let turned = turns.tables().map(|t| (tables.floats(n), t));
+        for (to, from) in turned {
+            stream.upload(bytemuck::cast_slice(from), to)?;
+        }
+        let vector = |i: usize| outline.tables.vector(VectorId(i as u32));
+        let mut norms = cut(plan::floats((0..outline.vectors).map(|i| vector(i).len())))?;
+        let vectors: Vec<Region> = (0..outline.vectors).map(|i| norms.floats(vector(i).len())).collect();
+        for (i, to) in vectors.iter().enumerate() {
+            stream.upload(bytemuck::cast_slice(vector(i)), *to)?;
+        }
+        Ok(Cuda {
+            level: plan.level,
+            team,
+            weights: Weights::new(&card, outline, &residency)?,
+            layers: Layers::new(&card, outline.sites.clone(), budget.saturating_sub(taken))?,
+            frames,
+            grads,
+            cols: plan.columns.clone(),
+            frame: 0,
+            rows_at_hand: 0,
+            back: plan.back,
+            kv: Memory::new(&card, plan.kv_bytes())?,
+            shape: plan.kv,
+            free: (0..plan.tiles as u32).rev().collect(),
+            beside,
+            stride: plan.needs.room.hidden,
+            sites: outline.sites.clone(),
+            delta,
+            head,
+            turns: turned.map(|t| t.0),
+            vectors,
+            facts: Facts::new(&card, rows, plan.tiles)?,
+            head_facts: Facts::new(&card, outline.head_rows, 0)?,
+            rows: vec![0.0; rows * plan.columns[0]],
+            failed: None,
+            kernels: Kernels::new(&card),
+            _memory: held,
+            stream,
+            card,
+        })
+    }
+
+    fn wide(&self) -> bool {
+        self.shape.precision == Precision::F32
+    }
+
+    fn launch(
+        &mut self,
+        name: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        shared: usize,
+        with: &[Argument],
+    ) -> Result<()> {
+        let kernel = self.kernels.get(name)?;
+        self.stream.launch(kernel, Shape { grid, block, shared }, with)
+    }
+
+    /// Does something unless something has failed, and keeps what fails.
+    fn attempt(&mut self, f: impl FnOnce(&mut Self) -> Result<()>) {
+        if self.failed.is_some() {
+            return;
+        }
+        if let Err(e) = self.card.bind().and_then(|()| f(self)) {
+            self.failed = Some(e);
+        }
+    }
+
+    /// Tells the card of a batch: of the frame's rows, or of the head's.
+    fn tell(&mut self, batch: Batch<'_>, head: bool) -> Result<(View, Dropping)> {
+        let Cuda { facts, head_facts, layers, stream, .. } = self;
+        let facts = if head { head_facts } else { facts };
+        let first = batch.spans.iter().find_map(|s| s.delta).and_then(|d| d.pairs());
+        let dropped = first.and_then(Pairs::dropped);
+        let names = dropped.as_ref().map_or(&[][..], |d| &d.names[..]);
+        let names = if names.len() == batch.rows() { names } else { &[] };
+        let drop = dropped.as_ref().map_or(Dropping::default(), |d| Dropping { rate: d.rate, seed: d.seed });
+        let slot = |i: usize| match batch.spans[i].delta {
+            Some(delta) => layers.slot(delta).map(|slot| slot as i32),
+            None => Ok(-1),
+        };
+        Ok((facts.set(stream, batch, names, chunk(self.shape.head), &slot)?, drop))
+    }
+
+    /// The segment of some steps, if its weights are streamed.
+    fn streamed(&self, steps: &[Step]) -> Option<usize> {
+        steps.iter().find_map(|step| match step {
+            Step::Linear(l) => l.outputs.first().and_then(|o| self.weights.streamed(o.matrix)),
+            _ => None,
+        })
+    }
+
+    /// Runs `f` over the steps of a segment with its weights at hand, and sends for those that `next` says.
+    fn with_weights(
+        &mut self,
+        tables: &dyn Tables,
+        steps: &[Step],
+        next: impl FnOnce(usize) -> Option<usize>,
+        f: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let Some(segment) = self.streamed(steps) else { return f(self) };
+        self.weights.enter(tables, &self.stream, segment)?;
+        f(self)?;
+        self.weights.leave(tables, &self.stream, next(segment))
+    }
+
+    fn register_rows(&self, r: Register) -> Region {
+        self.frames[self.frame][usize::from(r.0)].floats(self.cols[usize::from(r.0)] * self.rows_at_hand)
+    }
+
+    fn grad_rows(&self, r: Register) -> Region {
+        self.grads[usize::from(r.0)].floats(self.cols[usize::from(r.0)] * self.rows_at_hand)
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        format!("cuda, {}", self.card.name())
+    }
+
+    fn admit(&mut self, delta: &dyn Delta) -> Result<()> {
+        self.card.bind()?;
+        self.layers.admit(&self.stream, delta, self.back)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.layers.done();
+        match &self.failed {
+            None => Ok(()),
+            Some(e) => Err(Error::new(e.kind(), e.text())),
+        }
+    }
+
+    fn begin(&mut self, rows: usize, frame: usize) {
+        self.frame = frame;
+        self.rows_at_hand = rows;
+    }
+
+    fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {
+        self.attempt(|s| {
+            let (view, drop) = s.tell(batch, false)?;
+            s.with_weights(
+                tables,
+                steps,
+                |i| Some(i + 1),
+                |s| steps.iter().try_for_each(|step| s.forward_step(tables, step, batch, view, drop)),
+            )
+        });
+    }
+
+    fn backward(
+        &mut self,
+        tables: &dyn Tables,
+        steps: &[Step],
+        batch: Batch<'_>,
+        wanted: Option<&[bool]>,
+        learner: &dyn Backward,
+    ) {
+        self.attempt(|s| {
+            let (view, drop) = s.tell(batch, false)?;
+            let worn = batch.spans.iter().find_map(|span| span.delta);
+            let slot = worn.map(|d| s.layers.slot(d)).transpose()?;
+            let back = Back { learner, slot, wanted };
+            s.with_weights(
+                tables,
+                steps,
+                |i| i.checked_sub(1),
+                |s| steps.iter().rev().try_for_each(|step| s.backward_step(tables, step, view, drop, back)),
+            )
+        });
+    }
+
+    fn collect(&mut self, learner: &dyn Backward, worn: &dyn Delta) {
+        self.attempt(|s| {
+            let slot = s.layers.slot(worn)?;
+            s.layers.collect(&s.stream, slot, learner)
+        });
+    }
+
+    fn copy(&mut self, from: Register, to: Register) {
+        self.attempt(|s| s.stream.copy(s.register_rows(from), s.register_rows(to)));
+    }
+
+    fn load(&mut self, to: Register, rows: &[f32]) {
+        self.attempt(|s| s.stream.upload(bytemuck::cast_slice(rows), s.register_rows(to)));
+    }
+
+    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]) {
+        self.attempt(|s| {
+            let at = 4 * (first * s.cols[usize::from(from.0)]) as u64;
+            let from = s.register_rows(from).part(at, 4 * rows.len() as u64);
+            s.stream.download(from, bytemuck::cast_slice_mut(rows))
+        });
+    }
+
+    fn clear_grads(&mut self) {
+        self.attempt(|s| {
+            let all = (0..s.grads.len()).map(|i| s.grad_rows(Register(i as u16)));
+            all.collect::<Vec<_>>().into_iter().try_for_each(|g| s.stream.clear(g))
+        });
+    }
+
+    fn load_grad(&mut self, to: Register, rows: &[f32]) {
+        self.attempt(|s| s.stream.upload(bytemuck::cast_slice(rows), s.grad_rows(to)));
+    }
+
+    fn save_grad(&mut self, from: Register, rows: &mut [f32]) {
+        self.attempt(|s| s.stream.download(s.grad_rows(from), bytemuck::cast_slice_mut(rows)));
+    }
+
+    fn product(
+        &mut self,
+        tables: &dyn Tables,
+        batch: Batch<'_>,
+        at: (Site, MatrixId),
+        x: &[f32],
+        y: &mut [f32],
+    ) {
+        self.attempt(|s| {
+            let (view, drop) = s.tell(batch, true)?;
+            let of = Operands { rows: view.rows, x: s.head[0].floats(x.len()), y: s.head[1].floats(y.len()) };
+            s.stream.upload(bytemuck::cast_slice(x), of.x)?;
+            s.multiply(tables, at.1, Region::NONE, of)?;
+            s.pairs(view, drop, at.0, of)?;
+            s.stream.download(of.y, bytemuck::cast_slice_mut(y))
+        });
+    }
+
+    fn product_back(
+        &mut self,
+        tables: &dyn Tables,
+        batch: Batch<'_>,
+        at: (Site, MatrixId),
+        x: &[f32],
+        dy: &[f32],
+        dx: Option<&mut [f32]>,
+        learner: &dyn Backward,
+    ) {
+        self.attempt(|s| {
+            let (view, drop) = s.tell(batch, true)?;
+            let worn = batch.spans.iter().find_map(|span| span.delta);
+            let slot = worn.map(|d| s.layers.slot(d)).transpose()?;
+            let of =
+                Operands { rows: view.rows, x: s.head[0].floats(x.len()), y: s.head[1].floats(dy.len()) };
+            s.stream.upload(bytemuck::cast_slice(x), of.x)?;
+            s.stream.upload(bytemuck::cast_slice(dy), of.y)?;
+            let to = s.head[2].floats(x.len());
+            if let Some(dx) = &dx {
+                s.stream.upload(bytemuck::cast_slice(dx), to)?;
+            }
+            let learner = (drop, slot, learner);
+            s.site_back(tables, at, view, learner, of, dx.is_some().then_some(to))?;
+            match dx {
+                Some(dx) => s.stream.download(to, bytemuck::cast_slice_mut(dx)),
+                None => Ok(()),
+            }
+        });
+    }
+
+    fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.team.each(n, |_, i| f(i));
+    }
+
+    fn take_tile(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    fn give_tiles(&mut self, tiles: &mut Vec<u32>) {
+        self.free.append(tiles);
+    }
+
+    fn free_tiles(&self) -> usize {
+        self.free.len()
+    }
+}

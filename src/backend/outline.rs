@@ -1,0 +1,23 @@
+//! What a device must know of a program before its first step.
+
+use crate::ops::{MatrixId, Tables};
+
+/// A program and its weights, as far as a device's memory depends on them.
+pub struct Outline<'a> {
+    /// Bound weights.
+    pub tables: &'a dyn Tables,
+    /// How many matrices there are.
+    pub matrices: usize,
+    /// How many vectors.
+    pub vectors: usize,
+    /// The matrices of every segment.
+    pub segments: Vec<Vec<MatrixId>>,
+    /// That of the head.
+    pub head: MatrixId,
+    /// Inputs and outputs of every site.
+    pub sites: Vec<[usize; 2]>,
+    /// Rows of the head at a time.
+    pub head_rows: usize,
+    /// Bytes that layers and their gradients will take.
+    pub layers: u64,
+}
