@@ -15,7 +15,7 @@
 //!  8 train     train          data, schedules, the optimiser, checkpoints, the plan of a run
 //!  7 adapter   adapter        one file per method; adapter files (PEFT, GGUF); merging
 //!  6 model     model          families as programs, binding, execution, keys and values
-//!  5 backend   backend        who executes a step: the host
+//!  5 backend   backend        who executes a step: the host, a GPU
 //!  4 ops       ops            what a step means: forward and backward side by side
 //!  3 tensor    tensor         row views, frozen matrices, mapped weights, frames, the thread team
 //!  2 format    format  text   bytes on disk; tokens and chat text

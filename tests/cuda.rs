@@ -3,9 +3,10 @@
 #![cfg(feature = "cuda")]
 
 mod support;
-use onlay::adapter::{Lora, Targets};
+use onlay::adapter::{Adapter, Lora, Targets, Worn};
 use onlay::backend::Device;
-use onlay::model::{Model, Options, Request, Wanted};
+use onlay::error::Kind;
+use onlay::model::{Memory, Model, Options, Request, Runner, Wanted};
 use onlay::ops::kv::Precision;
 use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
@@ -16,6 +17,9 @@ use support::*;
 
 #[path = "support/cuda.rs"]
 mod card;
+#[path = "support/cli.rs"]
+#[macro_use]
+mod cli;
 use card::{alone, device};
 
 macro_rules! alone { ($($(#[$m:meta])* $name:ident [$($knob:literal = $value:literal),*] $body:block)*) => { $(
@@ -240,4 +244,239 @@ alone! {
             assert!(apart(&got, &want).0 < 3e-2, "layer {i}");
         }
     }
+}
+
+fn within(memory: u64) -> Device {
+    device().within(memory).unwrap()
+}
+
+/// The small bundled model, of several layers.
+fn fable() -> Arc<Model> {
+    open(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fable-15m.gguf"))
+}
+
+/// A runner of few rows, without layers.
+fn small(device: Device) -> Options {
+    Options { positions: 64, sequences: 1, context: 64, rows: 16, room: Room::default(), ..on(device) }
+}
+
+fn part(memory: &Memory, name: &str) -> u64 {
+    memory.parts.iter().find(|p| p.0 == name).unwrap().1
+}
+
+alone! {
+    weights_that_do_not_fit_are_streamed ["ONLAY_FAKE_CUDA_MEMORY" = "16000000"] {
+        let model = fable();
+        let tokens = tokens(&model, 9, 2);
+        let planned = |device| Runner::device_plan(&model, &small(device));
+        let parts = planned(within(15_900_000)).unwrap();
+        assert_eq!(part(&parts, "weights on their way"), 0);
+        let want = logits(&mut runner(&model, small(within(parts.total()))), &tokens, None);
+        let mut streamed = 0;
+        let mut memory = parts.total() - 1;
+        let refused = loop {
+            match planned(within(memory)) {
+                Err(e) => break e,
+                Ok(parts) => {
+                    assert!(parts.total() <= memory, "promised {memory}: {:?}", parts.parts);
+                    assert!(part(&parts, "weights on their way") > 0);
+                    let got = logits(&mut runner(&model, small(within(memory))), &tokens, None);
+                    assert_eq!(got, want, "within {memory} bytes");
+                    println!("{memory}: {:?}", parts.parts);
+                    streamed += 1;
+                    memory = parts.total() - 1;
+                }
+            }
+        };
+        assert!(streamed >= 2, "{streamed} budgets");
+        assert_eq!(refused.kind(), Kind::Memory);
+        println!("{refused}");
+        assert!(Runner::new(Arc::clone(&model), small(within(memory))).unwrap_err().kind() == Kind::Memory);
+        // promised more than there is
+        assert_eq!(Runner::new(model, Options { positions: 1 << 14, ..small(within(1 << 34)) }).unwrap_err().kind(), Kind::Memory);
+    }
+
+    a_streamed_run_learns_the_same [] {
+        let model = fable();
+        let window = [Example { tokens: tokens(&model, 14, 1), trained: vec![true; 14] }];
+        let step = |device, keep| {
+            let mut layer = layer(&model, 2, 11);
+            layer.learn(16, 0.0, 7).unwrap();
+            let layer = Arc::new(layer);
+            let options = TrainOptions {
+                level: Level::chosen().unwrap(),
+                threads: 2,
+                rows: 16,
+                context: 16,
+                sequences: 1,
+                kv: Precision::F16,
+                keep,
+                optimizer: Optimizer::default(),
+                device,
+            };
+            let memory = Trainer::device_plan(&model, &layer, &options).unwrap();
+            let mut trainer = Trainer::new(Arc::clone(&model), Arc::clone(&layer), options).unwrap();
+            let loss = trainer.step(&window, &STILL, 1).unwrap().loss;
+            let grads: Vec<Vec<f32>> = (0..layer.parts().len()).map(|i| layer.grads().read(i).clone()).collect();
+            (loss, grads, memory)
+        };
+        let (loss, grads, memory) = step(device(), Keep::Streams);
+        assert_eq!(part(&memory, "weights on their way"), 0);
+        let less = memory.total() - part(&memory, "weights that stay") / 3;
+        let (again, other, memory) = step(within(less), Keep::Streams);
+        assert!(part(&memory, "weights on their way") > 0 && memory.total() <= less);
+        assert!(loss == again && grads == other);
+    }
+
+    what_cannot_be_worn_is_refused [] {
+        let model = model("llama/F32.gguf");
+        let folder = vectors().join("llama/dora");
+        let (adapter, _) = Adapter::open(&folder, &model).unwrap();
+        let worn = Worn::new(&model, vec![(Arc::new(adapter), 1.0)]).unwrap();
+        let mut card = runner(&model, on(device()));
+        let mut sequence = card.sequence();
+        let refused = card.feed(&mut sequence, &[1, 2], worn.delta(), Wanted::Last, &mut |_, _| ()).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported, "{refused}");
+        // and nothing has happened
+        assert_eq!(sequence.len(), 0);
+        card.feed(&mut sequence, &[1, 2], None, Wanted::Last, &mut |_, _| ()).unwrap();
+        let model = self::model("qwen3-wide/Q8_0.gguf");
+        let refused = Runner::new(model, Options { kv: Precision::Q8, ..on(device()) }).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported, "{refused}");
+    }
+
+    no_such_card [] {
+        let model = model("llama/F32.gguf");
+        let refused = Runner::new(model, on(Device::named("cuda:7").unwrap())).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Device);
+        assert!(refused.to_string().contains("cuda:7"), "{refused}");
+    }
+
+    no_card_at_all ["ONLAY_FAKE_CUDA_DEVICES" = "0"] {
+        let refused = Runner::new(model("llama/F32.gguf"), on(device())).unwrap_err();
+        assert!(refused.kind() == Kind::Device && refused.to_string().contains("knows none"), "{refused}");
+    }
+
+    a_card_that_is_too_old ["ONLAY_FAKE_CUDA_CAPABILITY" = "70"] {
+        let refused = Runner::new(model("llama/F32.gguf"), on(device())).unwrap_err();
+        assert!(refused.kind() == Kind::Device && refused.to_string().contains("7.5"), "{refused}");
+    }
+
+    a_driver_that_is_too_old ["ONLAY_FAKE_CUDA_DRIVER" = "11020"] {
+        let model = model("llama/F32.gguf");
+        let mut card = runner(&model, on(device()));
+        let mut sequence = card.sequence();
+        let refused = card.feed(&mut sequence, &[1, 2], None, Wanted::Last, &mut |_, _| ()).unwrap_err();
+        assert!(refused.kind() == Kind::Device && refused.to_string().contains("222"), "{refused}");
+    }
+
+    /// Turing has no bf16: f16, with gradients lifted.
+    a_turing_card ["ONLAY_FAKE_CUDA_CAPABILITY" = "75"] {
+        let model = model("llama/F16.gguf");
+        let tokens = tokens(&model, 21, 5);
+        let (want, got) = (logits(&mut runner(&model, on(Device::Host)), &tokens, None), logits(&mut runner(&model, on(device())), &tokens, None));
+        assert!(apart(&got, &want).0 < 2e-2);
+    }
+
+    a_card_is_lost_while_it_serves ["ONLAY_FAKE_CUDA_FAIL" = "cuLaunchKernel:150:719"] {
+        let model = model("llama/F32.gguf");
+        let mut card = runner(&model, on(device()));
+        let mut sequence = card.sequence();
+        let mut given = 0;
+        let failed = (0..200).find_map(|i| card.feed(&mut sequence, &[i], None, Wanted::Last, &mut |_, _| given += 1).err());
+        let failed = failed.expect("the card is lost");
+        assert!(failed.kind() == Kind::Device && failed.to_string().contains("719"), "{failed}");
+        // no logits without numbers, and the same answer from then on
+        assert_eq!(given, sequence.len());
+        let again = card.feed(&mut sequence, &[1], None, Wanted::Last, &mut |_, _| ()).unwrap_err();
+        assert_eq!(again.kind(), Kind::Device);
+    }
+
+    a_card_is_lost_while_it_learns ["ONLAY_FAKE_CUDA_FAIL" = "cuLaunchKernel:700:700"] {
+        let model = model("llama/F32.gguf");
+        let mut layer = layer(&model, 2, 1);
+        layer.learn(96, 0.0, 0).unwrap();
+        let (mut trainer, layer) = trainer(&model, layer, Keep::Streams, device());
+        let recipe = Recipe { rate: 1e-3, ..Recipe::default() };
+        let mut before = layer.params().read(0).clone();
+        let failed = (0..50).find_map(|i| {
+            let done = trainer.step(&examples(&model, i), &recipe, 50);
+            if done.is_ok() {
+                before = layer.params().read(0).clone();
+            }
+            done.err()
+        });
+        assert_eq!(failed.expect("the card is lost").kind(), Kind::Device);
+        assert_eq!(*layer.params().read(0), before, "a step that failed changes nothing");
+    }
+
+    no_room_for_a_layer [] {
+        let model = model("llama/F32.gguf");
+        let with = |device| Options { room: Room { hidden: 64, ..Room::default() }, ..on(device) };
+        let memory = Runner::device_plan(&model, &with(device())).unwrap();
+        // as much as is planned: room for layers of some ranks
+        let mut card = runner(&model, with(within(memory.total())));
+        let (few, many) = (layer(&model, 2, 1), layer(&model, 30, 1));
+        let mut sequence = card.sequence();
+        let refused = card.feed(&mut sequence, &[1], Some(&many), Wanted::Last, &mut |_, _| ()).unwrap_err();
+        assert!(refused.to_string().contains("hidden numbers"), "{refused}");
+        for seed in 0..20 {
+            let layer = layer(&model, 12, seed);
+            card.feed(&mut sequence, &[1], Some(&layer), Wanted::Last, &mut |_, _| ()).unwrap();
+        }
+        // the others went to make room; what one step wears must fit together
+        let layers: Vec<Lora> = (0..4).map(|i| layer(&model, 20, i)).collect();
+        let mut sequences: Vec<_> = (0..4).map(|_| card.sequence()).collect();
+        let requests = sequences.iter_mut().zip(&layers);
+        let mut requests: Vec<_> = requests
+            .map(|(sequence, layer)| Request { sequence, tokens: &[1], delta: Some(layer), wanted: Wanted::Last })
+            .collect();
+        let refused = card.step(&mut requests, &mut |_, _, _| ()).unwrap_err();
+        assert!(refused.kind() == Kind::Memory && refused.to_string().contains("room for a layer"), "{refused}");
+        card.feed(&mut sequence, &[1], Some(&few), Wanted::Last, &mut |_, _| ()).unwrap();
+    }
+}
+
+alone! {
+    the_command_line_knows_devices [] {
+        use cli::{Scratch, bad, good, json};
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (model, rows) = (root.join("models/fable-15m.gguf"), root.join("models/parrot.jsonl"));
+        let card = device().to_string();
+        let say = |device: &str| good(&args!["run", &model, "-p", "Once upon", "-n", "6", "--temp", "0", "--device", device]);
+        assert_eq!(say(&card), say("cpu"));
+        let scratch = Scratch::new("cuda");
+        let out = scratch.join("x.gguf");
+        let train = args!["train", &model, "--data", &rows, "-o", &out, "--max-steps", "1", "--batch-size", "1", "--rank", "2"];
+        let plan = json(&[&train[..], &args!["--plan", "--device", &card]].concat());
+        assert_eq!(plan["device"], *card);
+        assert!(plan["device_memory"]["weights that stay"].as_u64() > Some(10 << 20), "{plan}");
+        assert_eq!(plan["memory"]["activations and their gradients"], 0);
+        let host = json(&[&train[..], &args!["--plan"]].concat());
+        assert_eq!((&host["device"], &host["device_memory_bytes"]), (&"cpu".into(), &0.into()));
+        let little = args!["--device", &card, "--gpu-memory", "3MB"];
+        assert!(bad(1, &[&train[..], &little].concat()).contains("memory of the GPU"));
+        for wrong in [args!["--device", "gpu"], args!["--gpu-memory", "3MB"]] {
+            bad(2, &[&args!["run", &model, "-p", "x"][..], &wrong].concat());
+        }
+    }
+}
+
+#[test]
+fn no_driver_on_this_machine() {
+    // a test of its own process as well: the library is looked for once
+    let exe = std::env::current_exe().unwrap();
+    let done = std::process::Command::new(exe)
+        .args(["--exact", "without_a_driver", "--nocapture", "--ignored"])
+        .env("ONLAY_CUDA_LIBRARY", "/nowhere/libcuda.so.1")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+}
+
+#[test]
+#[ignore = "run by no_driver_on_this_machine"]
+fn without_a_driver() {
+    let refused = Runner::new(model("llama/F32.gguf"), on(Device::named("cuda:0").unwrap())).unwrap_err();
+    assert!(refused.kind() == Kind::Device && refused.to_string().contains("no CUDA driver"), "{refused}");
 }

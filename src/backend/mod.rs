@@ -9,7 +9,7 @@ mod outline;
 
 pub use device::Device;
 pub use host::{Machine, Plan};
-pub use outline::Outline;
+pub use outline::{Outline, STREAMED};
 
 use crate::error::Result;
 use crate::ops::{Backward, Batch, Delta, MatrixId, Site, Step, Tables};

@@ -2,6 +2,9 @@
 
 use crate::ops::{MatrixId, Tables};
 
+/// The part of a device's plan that weights go through which do not fit.
+pub const STREAMED: &str = "weights on their way";
+
 /// A program and its weights, as far as a device's memory depends on them.
 pub struct Outline<'a> {
     /// Bound weights.

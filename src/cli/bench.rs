@@ -202,6 +202,7 @@ fn training(
 }
 
 fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Result<()> {
+    let device = args.machine.device()?.to_string();
     let (threads, level, cost) = (args.machine.count(), level()?, Cost::of(model, args.kv.kv));
     let mut table =
         Table::new(&["test", ">tokens/s", ">spread", ">ceiling", ">share", "ceiling of", ">peak memory"]);
@@ -217,7 +218,7 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
             json(&json!({
                 "test": test.name, "tokens_per_second": median, "fastest": fastest, "slowest": slowest,
                 "spread": spread, "repeats": test.seconds.len(), "ceiling": ceiling, "ceiling_of": of,
-                "share": median / ceiling, "peak_rss_bytes": test.peak, "threads": threads, "level": level.name(),
+                "share": median / ceiling, "peak_rss_bytes": test.peak, "threads": threads, "device": device, "level": level.name(),
                 "kv": args.kv.kv.name(), "read_bytes_per_second": ceilings.read,
                 "float_multiply_adds_per_second": ceilings.floats,
                 "byte_multiply_adds_per_second": ceilings.bytes,

@@ -30,11 +30,11 @@ impl Threads {
 pub struct Machine {
     #[command(flatten)]
     threads: Threads,
-    /// What computes: cpu, or an NVIDIA GPU such as cuda:0
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
-    device: Device,
+    /// What computes: cpu, or an NVIDIA GPU such as cuda:0 [default: cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<Device>,
     /// The most memory of the GPU that may be taken [default: seven eighths of what is free]
-    #[arg(long, value_name = "BYTES", value_parser = size)]
+    #[arg(long, value_name = "BYTES", value_parser = size, requires = "device")]
     gpu_memory: Option<u64>,
 }
 
@@ -49,7 +49,8 @@ impl Machine {
 
     /// What computes.
     pub fn device(&self) -> onlay::Result<Device> {
-        self.gpu_memory.map_or(Ok(self.device), |bytes| self.device.within(bytes))
+        let device = self.device.unwrap_or_default();
+        self.gpu_memory.map_or(Ok(device), |bytes| device.within(bytes))
     }
 
     pub fn count(&self) -> usize {

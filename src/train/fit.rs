@@ -6,7 +6,7 @@
 //! then        fewer rows a pass, down to the longest sequence              the weights are read more often
 //! then        the same with moments in 8 bits, if no optimiser was named   other numbers, which learn as well
 //! ```
-//! The first that fits is taken. The rows of a step, their order, and what a step learns from them stay as they are: fewer
+//! The first that fits is taken. On a device, all registers are kept only where its memory then still holds all weights. The rows of a step, their order, and what a step learns from them stay as they are: fewer
 //! rows a pass are more passes a step. Positions are never divided: rows that are longer than the memory allows are refused,
 //! with the length that would fit.
 
@@ -15,6 +15,7 @@ use super::objective::Goal;
 use super::plan::{Data, RunOptions, RunPlan};
 use super::{Keep, TrainOptions, Trainer};
 use crate::adapter::{Effect, Lora, Part};
+use crate::backend::STREAMED;
 use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::ops::Delta;
@@ -53,10 +54,19 @@ impl Fit {
             let plan = RunPlan::new(model, layer, data, &options)?;
             Ok(Fit { options, plan })
         };
+        // on the host there is nothing to ask
+        let stays = |fit: &Fit| -> Result<bool> {
+            match Trainer::device_plan(model, layer, &fit.plan.options) {
+                Ok(memory) => Ok(memory.parts.iter().all(|(name, bytes)| *name != STREAMED || *bytes == 0)),
+                Err(e) if e.kind() == Kind::Memory => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
         let given = options.rows_of_a_pass;
         let first = tried(Keep::Registers, given, options.optimizer)?;
+        let roomy = stays(&first)?;
         let Some(most) = most else {
-            let fits = first.plan.memory.total() <= comfort;
+            let fits = first.plan.memory.total() <= comfort && roomy;
             return if fits { Ok(first) } else { tried(Keep::Streams, given, options.optimizer) };
         };
         let longest = longest(model, layer, data, options);
@@ -67,7 +77,8 @@ impl Fit {
         let mut smallest: Option<Fit> = None;
         for optimizer in Optimizer::ALL.into_iter().filter(|o| *o == options.optimizer || free) {
             let keeps = [(Keep::Registers, given), (Keep::Streams, given)];
-            for (keep, rows) in keeps.into_iter().chain(rows.iter().map(|r| (Keep::Streams, *r))) {
+            let keeps = keeps.into_iter().skip(usize::from(!roomy));
+            for (keep, rows) in keeps.chain(rows.iter().map(|r| (Keep::Streams, *r))) {
                 let mut fit = tried(keep, rows, optimizer)?;
                 if fit.plan.memory.total() <= most {
                     fit.options.memory = Some(most);

@@ -104,7 +104,7 @@ fn functions() -> Result<&'static Functions> {
 }
 
 fn open() -> Result<Functions> {
-    let told = std::env::var_os(LIBRARY);
+    let told = std::env::var_os(LIBRARY).filter(|name| !name.is_empty());
     let names = match &told {
         Some(name) => vec![name.clone()],
         None if cfg!(windows) => vec!["nvcuda.dll".into()],

@@ -13,7 +13,7 @@
 //! steps       everything else of a program
 //! ```
 //! Calls queue work and come back; results are waited for where the host reads them. The first failure is kept, nothing is
-//! queued after it, and [`Backend::check`](super::Backend::check) gives it.
+//! queued after it, and [`Backend::check`] gives it.
 
 /// Numbers and addresses in the order in which a kernel takes them.
 macro_rules! arguments {

@@ -2,7 +2,7 @@
 
 use super::facts::Facts;
 use super::layers::Layers;
-use crate::backend::{Outline, Plan};
+use crate::backend::{Outline, Plan, STREAMED};
 use crate::error::{Error, Findings, Kind, Result};
 use crate::ops::kv::Precision;
 use crate::ops::{MatrixId, VectorId};
@@ -126,6 +126,6 @@ pub(super) fn plan(
         Residency { resident: head + sizes[..segments].iter().sum::<u64>(), segments, slot: most }
     };
     parts.push(("weights that stay", residency.resident));
-    parts.push(("weights on their way", 2 * residency.slot));
+    parts.push((STREAMED, 2 * residency.slot));
     Ok((parts, residency))
 }

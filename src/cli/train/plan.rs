@@ -4,7 +4,8 @@ use super::prepare::Prepared;
 use super::{Args, watch};
 use crate::cli::{stop, terminal};
 use anyhow::{Result, bail};
-use onlay::train::{Data, Event, Flow, Run, RunOptions, RunPlan, Set};
+use onlay::model::Memory;
+use onlay::train::{Data, Event, Flow, Run, RunOptions, RunPlan, Set, Trainer};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -13,17 +14,22 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
     let plan = RunPlan::new(model, layer, data, options)?;
     let facts = data.train.facts();
     let total = plan.memory.total();
+    let device = Trainer::device_plan(model, layer, &plan.options)?;
     let (step, all) = probe(prepared, &plan)?;
     if args.json {
-        let parts: serde_json::Map<_, _> =
-            plan.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect();
+        let parts = |memory: &Memory| -> serde_json::Map<_, _> {
+            memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes))).collect()
+        };
         return Ok(terminal::json(&json!({
             "steps": plan.steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "objective": plan.goal.objective.name,
             "parameters": layer.learning_len(),
             "memory_bytes": total,
-            "memory": parts,
+            "memory": parts(&plan.memory),
+            "device": plan.options.device.to_string(),
+            "device_memory_bytes": device.total(),
+            "device_memory": parts(&device),
             "mapped_bytes": model.weights().file_len(),
             "keeps": watch::keeps(plan.options.keep),
             "rows_of_a_pass": plan.options.rows,
@@ -51,19 +57,30 @@ pub fn show(args: &Args, prepared: &Prepared) -> Result<()> {
         plan.options.rows,
         watch::keeps(plan.options.keep),
     ))?;
-    for (name, bytes) in plan.memory.parts.iter().filter(|(_, bytes)| *bytes > 0) {
-        terminal::line(format_args!("  {:>10}  {name}", terminal::bytes(*bytes)))?;
-    }
+    list(&plan.memory)?;
     terminal::line(format_args!(
         "  {:>10}  in all, besides the mapped base of {}",
         terminal::bytes(total),
         terminal::bytes(model.weights().file_len())
     ))?;
+    if device.total() > 0 {
+        terminal::line(format_args!("on {}", plan.options.device))?;
+        list(&device)?;
+        terminal::line(format_args!("  {:>10}  in all", terminal::bytes(device.total())))?;
+    }
     terminal::line(format_args!(
         "about {} a step, {} in all with evaluations, by two steps on these rows",
         if step < 60.0 { format!("{step:.2} s") } else { terminal::duration(step) },
         terminal::duration(all)
     ))?;
+    Ok(())
+}
+
+/// The parts of a plan, one a line.
+fn list(memory: &Memory) -> Result<()> {
+    for (name, bytes) in memory.parts.iter().filter(|(_, bytes)| *bytes > 0) {
+        terminal::line(format_args!("  {:>10}  {name}", terminal::bytes(*bytes)))?;
+    }
     Ok(())
 }
 
