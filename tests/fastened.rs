@@ -14,9 +14,7 @@ use onlay::ops::{
 use onlay::rng::hash;
 use onlay::tensor::{Block, Mat, MatMut, Matrix, Slots, Team};
 use onlay_kernels::Level;
-use onlay_kernels::norm::{rms_norm, rms_norm_grad};
 use onlay_kernels::rope::Pairs;
-use onlay_kernels::softmax::cross_entropy;
 use std::ops::Range;
 use std::sync::Arc;
 use support::*;
@@ -268,6 +266,9 @@ fn pass(model: &Model, layer: &Worn, rows: &[Row], threads: usize) -> f64 {
         needs: program.needs(n, threads, n, program.room(layer), &model.bound().storage()),
         kv: program.kv_shape(Precision::F32, segments),
         tiles: rows.len() * Pool::tiles_for(256),
+        streams: 0,
+        ends: n,
+        vocabulary: program.vocabulary,
     };
     let mut machine = Machine::new(&plan, Team::new(threads).unwrap()).unwrap();
     let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, 256).unwrap();
@@ -292,56 +293,34 @@ fn pass(model: &Model, layer: &Worn, rows: &[Row], threads: usize) -> f64 {
     let group = program.attention.heads / program.attention.key_heads;
     Batch::cut(&spans, Attend::longest_piece(group), &mut pieces);
     let batch = Batch { tokens: &tokens, spans: &spans, pieces: &pieces };
-    let (w, v) = (program.width, program.vocabulary);
-    let mut stream = vec![0.0; n * w];
     machine.begin(n, 0);
     machine.forward(&view, std::slice::from_ref(&program.embed), batch);
     for (i, segment) in program.segments.iter().enumerate() {
         if i > 0 {
-            machine.begin(n, i);
-            machine.load(program.residual, &stream);
+            machine.advance(program.result, program.residual, i);
         }
         machine.forward(&view, &segment.steps, batch);
-        machine.save(program.result, 0, &mut stream);
     }
-    let own = layer.vector(program.head.norm).map(|own| own.clone());
-    let norm = own.unwrap_or_else(|| model.bound().vector(program.head.norm).to_vec());
-    let (mut x, mut z, mut dx, mut down) =
-        (vec![0.0; n * w], vec![0.0; n * v], vec![0.0; n * w], vec![0.0; n * w]);
-    for (s, x) in stream.chunks_exact(w).zip(x.chunks_exact_mut(w)) {
-        rms_norm(level, s, &norm, program.head.eps, x);
+    // all rows reach the end, those that do not count with a scale of 0
+    let (mut tokens_after, mut scales, mut losses) = (vec![0; n], vec![0.0; n], vec![0.0; n]);
+    for (row, token) in &targets {
+        (tokens_after[*row], scales[*row]) = (*token as u32, 1.0);
     }
-    let at = (program.head.site, program.head.matrix);
-    machine.product(&view, batch, at, &x, &mut z);
-    let mut loss = 0.0;
-    let mut dz = vec![0.0; n * v];
-    for (row, token) in targets {
-        let z = &mut z[row * v..(row + 1) * v];
-        loss += cross_entropy(level, z, token, 1.0);
-        dz[row * v..(row + 1) * v].copy_from_slice(z);
-    }
-    machine.product_back(&view, batch, at, &x, &dz, Some(&mut dx), layer);
-    let mut dw = vec![0.0f32; w];
-    for i in 0..n {
-        let at = i * w..(i + 1) * w;
-        let root =
-            (stream[at.clone()].iter().map(|v| v * v).sum::<f32>() / w as f32 + program.head.eps).sqrt();
-        let each = stream[at.clone()].iter().zip(&dx[at.clone()]);
-        dw.iter_mut().zip(each).for_each(|(dw, (x, d))| *dw += x * d / root);
-        rms_norm_grad(level, &stream[at.clone()], &norm, program.head.eps, &dx[at.clone()], &mut down[at]);
-    }
-    if layer.learns_vector(program.head.norm) {
-        layer.vector_back(program.head.norm, &dw);
-    }
+    let rows: Vec<u32> = (0..n as u32).collect();
+    let end = program.end(&rows, batch);
+    machine.clear_grads();
+    machine.end(&view, &end);
+    machine.losses(&tokens_after, Some(&scales), &mut losses).unwrap();
+    machine.end_back(&view, &end, layer);
     for i in (0..segments).rev() {
         machine.begin(n, i);
-        machine.clear_grads();
-        machine.load_grad(program.result, &down);
+        if i + 1 < segments {
+            machine.descend(program.residual, program.result);
+        }
         machine.backward(&view, &program.segments[i].steps, batch, None, layer);
-        machine.save_grad(program.residual, &mut down);
     }
-    layer.embedding_back(&tokens, Mat::new(&down, w));
-    loss
+    machine.backward(&view, std::slice::from_ref(&program.embed), batch, None, layer);
+    targets.iter().map(|(row, _)| losses[*row]).sum()
 }
 
 fn number(seed: u64, i: u64) -> f32 {

@@ -56,9 +56,16 @@ impl Device {
     pub fn host_bytes(self, plan: &Plan) -> u64 {
         match self {
             Device::Host => 0,
-            Device::Cuda { .. } => {
-                (STAGED.iter().sum::<usize>() + 4 * plan.needs.rows * plan.columns[0]) as u64
-            }
+            Device::Cuda { .. } => (STAGED.iter().sum::<usize>() + 4 * plan.needs.rows * plan.width()) as u64,
+        }
+    }
+
+    /// Bytes of the host at the end of a program.
+    pub fn end_bytes(self, plan: &Plan) -> u64 {
+        match self {
+            Device::Host => plan.end_bytes(),
+            // while it learns only losses come back
+            Device::Cuda { .. } => (plan.ends * (4 + if plan.back { 0 } else { 4 * plan.vocabulary })) as u64,
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The host: this process's processor, with a team of threads.
 
-use super::Backend;
+use super::{Backend, End};
 use crate::error::Result;
 use crate::ops::kv::{Pool, Shape};
 use crate::ops::{
-    Backward, Base, Batch, Delta, Host, MatrixId, Needs, Scratch, Site, Step, Tables, back, linear,
+    Backward, Base, Batch, Delta, Host, Needs, Scratch, Step, Tables, add_weight_back, back, linear,
 };
-use crate::tensor::{Frame, Mat, MatMut, Register, Team};
-use onlay_kernels::Level;
+use crate::tensor::{Chunks, Frame, Mat, MatMut, Register, Slots, Team};
+use onlay_kernels::norm::{rms_norm, rms_norm_grad};
+use onlay_kernels::{Level, softmax};
 
 /// What a [`Machine`] will hold, known in bytes before it holds it.
 #[derive(Clone, Debug)]
@@ -26,6 +27,12 @@ pub struct Plan {
     pub kv: Shape,
     /// Tiles of keys and values.
     pub tiles: usize,
+    /// Residual streams that are kept.
+    pub streams: usize,
+    /// Rows of the program's end at a time.
+    pub ends: usize,
+    /// Logits of each.
+    pub vocabulary: usize,
 }
 
 impl Plan {
@@ -37,6 +44,22 @@ impl Plan {
     /// Bytes of keys and values.
     pub fn kv_bytes(&self) -> u64 {
         self.kv.tile_bytes() * self.tiles as u64
+    }
+
+    /// Columns of the residual stream, which is the first register.
+    pub fn width(&self) -> usize {
+        self.columns[0]
+    }
+
+    /// Bytes of residual streams.
+    pub fn stream_bytes(&self) -> u64 {
+        4 * (self.streams * self.needs.rows * self.width()) as u64
+    }
+
+    /// Bytes of the program's end.
+    pub fn end_bytes(&self) -> u64 {
+        let width = self.width() * (1 + usize::from(self.back));
+        (self.ends * (4 * (width + self.vocabulary) + 8)) as u64
     }
 
     /// Bytes of the insides of operations.
@@ -55,6 +78,18 @@ pub struct Machine {
     grads: Option<Frame>,
     kv: Pool,
     scratch: Scratch,
+    streams: Vec<Vec<f32>>,
+    end: EndMemory,
+    vocabulary: usize,
+}
+
+/// Rows at the end of the program, their gradients, their logits, their losses.
+#[derive(Debug, Default)]
+struct EndMemory {
+    x: Vec<f32>,
+    dx: Vec<f32>,
+    z: Vec<f32>,
+    losses: Slots<f64>,
 }
 
 impl Machine {
@@ -72,6 +107,14 @@ impl Machine {
             grads: plan.back.then(|| Frame::new(&plan.columns, rows)),
             kv: Pool::new(plan.kv, plan.tiles)?,
             scratch: Scratch::new(plan.level, plan.needs),
+            streams: (0..plan.streams).map(|_| vec![0.0; rows * plan.width()]).collect(),
+            end: EndMemory {
+                x: vec![0.0; plan.ends * plan.width()],
+                dx: vec![0.0; if plan.back { plan.ends * plan.width() } else { 0 }],
+                z: vec![0.0; plan.ends * plan.vocabulary],
+                losses: Slots::new(plan.ends, |_| 0.0),
+            },
+            vocabulary: plan.vocabulary,
         })
     }
 
@@ -114,7 +157,7 @@ impl Backend for Machine {
 
     fn begin(&mut self, rows: usize, frame: usize) {
         self.frame = frame;
-        self.frames[frame].set_rows(rows);
+        self.frames.iter_mut().for_each(|f| f.set_rows(rows));
         if let Some(grads) = &mut self.grads {
             grads.set_rows(rows);
         }
@@ -144,64 +187,110 @@ impl Backend for Machine {
     /// They are in the layer's memory already.
     fn collect(&mut self, _: &dyn Backward, _: &dyn Delta) {}
 
-    fn copy(&mut self, from: Register, to: Register) {
-        let frame = &self.frames[self.frame];
-        frame.write(to).mat().data().copy_from_slice(&frame.read(from));
+    fn advance(&mut self, from: Register, to: Register, frame: usize) {
+        let old = &self.frames[self.frame];
+        self.frames[frame].write(to).mat().data().copy_from_slice(&old.read(from));
+        self.frame = frame;
     }
 
-    fn load(&mut self, to: Register, rows: &[f32]) {
-        self.frames[self.frame].write(to).mat().data().copy_from_slice(rows);
+    fn keep(&mut self, from: Register, stream: usize) {
+        let rows = self.frames[self.frame].read(from);
+        self.streams[stream][..rows.len()].copy_from_slice(&rows);
     }
 
-    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]) {
-        let register = self.frames[self.frame].read(from);
-        let at = first * register.mat().cols();
-        rows.copy_from_slice(&register[at..at + rows.len()]);
+    fn recall(&mut self, stream: usize, to: Register) {
+        let mut to = self.frames[self.frame].write(to);
+        let to = to.mat().data();
+        to.copy_from_slice(&self.streams[stream][..to.len()]);
     }
 
     fn clear_grads(&mut self) {
         self.grads.as_mut().expect("planned with gradients").clear();
     }
 
-    fn load_grad(&mut self, to: Register, rows: &[f32]) {
-        let grads = self.grads.as_ref().expect("planned with gradients");
-        grads.write(to).mat().data().copy_from_slice(rows);
+    fn descend(&mut self, from: Register, to: Register) {
+        let grads = self.grads.as_mut().expect("planned with gradients");
+        grads.write(to).mat().data().copy_from_slice(&grads.read(from));
+        grads.clear_but(to);
     }
 
-    fn save_grad(&mut self, from: Register, rows: &mut [f32]) {
-        rows.copy_from_slice(&self.grads.as_ref().expect("planned with gradients").read(from));
-    }
-
-    fn product(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        y: &mut [f32],
-    ) {
-        let matrix = tables.matrix(at.1);
-        let y = MatMut::new(y, matrix.rows);
+    fn end(&mut self, tables: &dyn Tables, end: &End<'_>) {
+        let (level, matrix, n) = (self.level, tables.matrix(end.matrix), end.rows.len());
+        let (mut x, mut z) = (std::mem::take(&mut self.end.x), std::mem::take(&mut self.end.z));
+        let stream = self.frames[self.frame].read(end.from);
+        for ((i, row), x) in end.rows.iter().enumerate().zip(x.chunks_exact_mut(matrix.cols)) {
+            let own = end.batch.span_of(i).delta.and_then(|d| d.vector(end.norm));
+            let norm = own.as_ref().map_or(tables.vector(end.norm), |own| &own[..]);
+            rms_norm(level, stream.mat().row(*row as usize), norm, end.eps, x);
+        }
+        drop(stream);
+        let (rows, y) = (Mat::new(&x[..n * matrix.cols], matrix.cols), &mut z[..n * matrix.rows]);
         let mut products = [const { None }; linear::SHARING];
-        products[0] = Some(linear::Product { site: at.0, matrix, bias: None, y });
-        linear::multiply(&mut self.host(tables, batch, None, None), Mat::new(x, matrix.cols), products);
+        let y = MatMut::new(y, matrix.rows);
+        products[0] = Some(linear::Product { site: end.site, matrix, bias: None, y });
+        linear::multiply(&mut self.host(tables, end.batch, None, None), rows, products);
+        if end.shares {
+            for (i, z) in z[..n * matrix.rows].chunks_exact_mut(matrix.rows).enumerate() {
+                if let Some(delta) = end.batch.span_of(i).delta {
+                    delta.head(level, rows.row(i), z);
+                }
+            }
+        }
+        (self.end.x, self.end.z) = (x, z);
     }
 
-    fn product_back(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        dy: &[f32],
-        dx: Option<&mut [f32]>,
-        learner: &dyn Backward,
-    ) {
-        let matrix = tables.matrix(at.1);
-        let (x, dy) = (Mat::new(x, matrix.cols), Mat::new(dy, matrix.rows));
-        let dx = dx.map(|dx| MatMut::new(dx, matrix.cols));
-        let mut host = self.host(tables, batch, None, Some(learner));
-        back::site_back(&mut host, at.0, Base { matrix, bias: None }, x, dy, dx);
+    fn logits(&mut self, rows: usize) -> Result<&mut [f32]> {
+        Ok(&mut self.end.z[..rows * self.vocabulary])
+    }
+
+    fn losses(&mut self, targets: &[u32], scales: Option<&[f32]>, losses: &mut [f64]) -> Result<()> {
+        let (level, all, vocabulary) = (self.level, &self.end.losses, self.vocabulary);
+        let rows = Chunks::new([&mut self.end.z[..targets.len() * vocabulary]], vocabulary);
+        self.team.each(targets.len(), |_, _| {
+            let Some((i, [z])) = rows.next() else { return };
+            let target = targets[i] as usize;
+            *all.get(i) = match scales {
+                None => softmax::log_sum_exp(level, z) - f64::from(z[target]),
+                Some(scales) => softmax::cross_entropy(level, z, target, scales[i]),
+            };
+        });
+        losses.iter_mut().enumerate().for_each(|(i, loss)| *loss = *all.read(i));
+        Ok(())
+    }
+
+    fn end_back(&mut self, tables: &dyn Tables, end: &End<'_>, learner: &dyn Backward) {
+        let (level, matrix, n) = (self.level, tables.matrix(end.matrix), end.rows.len());
+        let width = matrix.cols;
+        let EndMemory { mut x, mut dx, z, losses } = std::mem::take(&mut self.end);
+        let (xs, zs) = (Mat::new(&x[..n * width], width), Mat::new(&z[..n * matrix.rows], matrix.rows));
+        let dxs = &mut dx[..n * width];
+        dxs.fill(0.0);
+        if end.shares {
+            for (i, dx) in dxs.chunks_exact_mut(width).enumerate() {
+                learner.head_back(level, xs.row(i), zs.row(i), dx);
+            }
+        }
+        let mut host = self.host(tables, end.batch, None, Some(learner));
+        let base = Base { matrix, bias: None };
+        back::site_back(&mut host, end.site, base, xs, zs, Some(MatMut::new(dxs, width)));
+        let stream = self.frames[self.frame].read(end.from);
+        if learner.learns_vector(end.norm) {
+            let dw = &mut x[..width]; // the rows in it are done with
+            dw.fill(0.0);
+            for (row, dx) in end.rows.iter().zip(dxs.chunks_exact(width)) {
+                add_weight_back(level, stream.mat().row(*row as usize), dx, end.eps, dw);
+            }
+            learner.vector_back(end.norm, dw);
+        }
+        let mut down = self.grads.as_ref().expect("planned with gradients").write(end.from);
+        let mut down = down.mat();
+        for ((i, row), dx) in end.rows.iter().enumerate().zip(dxs.chunks_exact(width)) {
+            let own = end.batch.span_of(i).delta.and_then(|d| d.vector(end.norm));
+            let norm = own.as_ref().map_or(tables.vector(end.norm), |own| &own[..]);
+            let row = *row as usize;
+            rms_norm_grad(level, stream.mat().row(row), norm, end.eps, dx, down.row(row));
+        }
+        self.end = EndMemory { x, dx, z, losses };
     }
 
     fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync)) {

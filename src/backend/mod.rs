@@ -4,15 +4,17 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+mod end;
 mod host;
 mod outline;
 
 pub use device::Device;
+pub use end::End;
 pub use host::{Machine, Plan};
 pub use outline::{Outline, STREAMED};
 
 use crate::error::Result;
-use crate::ops::{Backward, Batch, Delta, MatrixId, Site, Step, Tables};
+use crate::ops::{Backward, Batch, Delta, Step, Tables};
 use crate::tensor::{Register, Team};
 
 #[cfg(not(feature = "cuda"))]
@@ -92,46 +94,39 @@ pub trait Backend: Send {
     /// Adds the gradients of the layer of a pass that were computed elsewhere than in its own memory: after every pass.
     fn collect(&mut self, learner: &dyn Backward, worn: &dyn Delta);
 
-    /// Copies a register onto another of the same width.
-    fn copy(&mut self, from: Register, to: Register);
+    /// Goes on in a frame, which may be another: `from` of the one at hand becomes `to` of that.
+    fn advance(&mut self, from: Register, to: Register, frame: usize);
 
-    /// Fills the rows of a register.
-    fn load(&mut self, to: Register, rows: &[f32]);
+    /// Keeps the rows of a register in one of the planned streams.
+    fn keep(&mut self, from: Register, stream: usize);
 
-    /// Some rows of a register, beginning with `first`.
-    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]);
+    /// Brings them back.
+    fn recall(&mut self, stream: usize, to: Register);
 
     /// Clears all gradient registers.
     fn clear_grads(&mut self);
 
-    /// Fills the rows of a gradient register.
-    fn load_grad(&mut self, to: Register, rows: &[f32]);
+    /// Goes down a segment: the gradient of `from` becomes that of `to`, all others are cleared.
+    fn descend(&mut self, from: Register, to: Register);
 
-    /// The rows of a gradient register.
-    fn save_grad(&mut self, from: Register, rows: &mut [f32]);
+    /// The logits of some rows at the end of the program, in the backend's own memory.
+    fn end(&mut self, tables: &dyn Tables, end: &End<'_>);
 
-    /// `y [rows][outputs] = x [rows][inputs]·Wᵀ` with the layers of the batch's spans: the head.
-    fn product(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        y: &mut [f32],
-    );
+    /// The logits of so many rows, as [`Backend::end`] left them.
+    ///
+    /// # Errors
+    /// As [`Backend::check`].
+    fn logits(&mut self, rows: usize) -> Result<&mut [f32]>;
 
-    /// `dx += dy·W` and the layer's own gradients, for rows that are in no register: the head.
-    #[allow(clippy::too_many_arguments)]
-    fn product_back(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        dy: &[f32],
-        dx: Option<&mut [f32]>,
-        learner: &dyn Backward,
-    );
+    /// The losses of those rows by their next tokens, `−log p`; with `scales` the logits become gradients of so many times
+    /// that.
+    ///
+    /// # Errors
+    /// As [`Backend::check`].
+    fn losses(&mut self, targets: &[u32], scales: Option<&[f32]>, losses: &mut [f64]) -> Result<()>;
+
+    /// Sends these gradients down: they are added to that of the residual stream, and to the learner's.
+    fn end_back(&mut self, tables: &dyn Tables, end: &End<'_>, learner: &dyn Backward);
 
     /// Runs `f(i)` for every i below n, spread over whatever threads there are.
     fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync));

@@ -19,8 +19,6 @@ pub struct Outline<'a> {
     pub head: MatrixId,
     /// Inputs and outputs of every site.
     pub sites: Vec<[usize; 2]>,
-    /// Rows of the head at a time.
-    pub head_rows: usize,
     /// Bytes that layers and their gradients will take.
     pub layers: u64,
 }

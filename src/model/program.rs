@@ -5,10 +5,11 @@
 //! walks it backward segment by segment, with only the residual streams kept between. The memory plan, the binder,
 //! the sites of adapters and `inspect` read the same list.
 
+use crate::backend::End;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::ops::kv::Precision;
 use crate::ops::{
-    Add, Attend, Delta, Embed, Gate, Linear, MatrixId, Needs, Norm, Output, Room, Rotate, Site, Step,
+    Add, Attend, Batch, Delta, Embed, Gate, Linear, MatrixId, Needs, Norm, Output, Room, Rotate, Site, Step,
     VectorId,
 };
 use crate::tensor::{Register, Storage};
@@ -212,6 +213,12 @@ impl Program {
         let linears = steps.filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
         let sums = linears.map(|l| l.outputs.iter().map(|o| width(o.site)).sum());
         sums.chain([width(self.head.site)]).max().unwrap_or(0)
+    }
+
+    /// Its end over some rows of the frame at hand, which are also a batch of their own.
+    pub fn end<'a>(&self, rows: &'a [u32], batch: Batch<'a>) -> End<'a> {
+        let Head { norm, eps, matrix, site } = self.head;
+        End { norm, eps, site, matrix, shares: matrix == self.table(), from: self.result, rows, batch }
     }
 
     /// The embedding table.

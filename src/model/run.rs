@@ -8,7 +8,6 @@ use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
 use crate::tensor::{Matrix, Team};
 use onlay_kernels::Level;
-use onlay_kernels::norm::rms_norm;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -151,8 +150,8 @@ impl Tables for View<'_> {
 }
 
 impl View<'_> {
-    /// What a device must know, for a head of so many rows at a time and layers of so many bytes.
-    pub fn outline(&self, head_rows: usize, layers: u64) -> Outline<'_> {
+    /// What a device must know, where layers take so many bytes.
+    pub fn outline(&self, layers: u64) -> Outline<'_> {
         let program = self.model.program();
         let matrices = |steps: &[Step]| {
             let linears = steps.iter().filter_map(|s| if let Step::Linear(l) = s { Some(l) } else { None });
@@ -165,7 +164,6 @@ impl View<'_> {
             segments: program.segments.iter().map(|s| matrices(&s.steps)).collect(),
             head: program.head.matrix,
             sites: program.sites.iter().map(|s| [s.inputs, s.outputs]).collect(),
-            head_rows,
             layers,
         }
     }
@@ -178,7 +176,7 @@ fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>) {
     backend.forward(view, std::slice::from_ref(&program.embed), batch);
     for (i, segment) in program.segments.iter().enumerate() {
         if i > 0 {
-            backend.copy(program.result, program.residual);
+            backend.advance(program.result, program.residual, 0);
         }
         backend.forward(view, &segment.steps, batch);
     }
@@ -192,8 +190,6 @@ pub struct Runner {
     turns: Turns,
     tokens: Vec<u32>,
     pieces: Vec<Range<usize>>,
-    rows: Vec<f32>,
-    logits: Vec<f32>,
 }
 
 impl std::fmt::Debug for Runner {
@@ -237,6 +233,9 @@ impl Options {
             kv: program.kv_shape(self.kv, program.segments.len()),
             // every sequence may leave most of its last tile empty
             tiles: Pool::tiles_for(self.positions + self.sequences * self.room.lead) + self.sequences,
+            streams: 0,
+            ends: LOGIT_ROWS.min(self.rows),
+            vocabulary: program.vocabulary,
         }
     }
 }
@@ -246,7 +245,6 @@ impl Runner {
     pub fn plan(model: &Model, options: &Options) -> Memory {
         let program = model.program();
         let plan = options.plan(program, model);
-        let rows = options.rows.min(LOGIT_ROWS) as u64;
         let here = |bytes| if options.device == Device::Host { bytes } else { 0 };
         Memory {
             parts: vec![
@@ -255,7 +253,7 @@ impl Runner {
                 ("inside operations", here(plan.scratch_bytes())),
                 ("on the way to the device", options.device.host_bytes(&plan)),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest())),
-                ("logits", 4 * rows * (program.vocabulary + program.width) as u64),
+                ("logits", options.device.end_bytes(&plan)),
                 ("norms and biases", model.bound().vector_bytes()),
             ],
         }
@@ -276,9 +274,8 @@ impl Runner {
         }
         Self::plan(&model, &options).ask()?;
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
-        let rows = options.rows.min(LOGIT_ROWS);
         let view = View { model: &model, turns: &turns };
-        let outline = view.outline(rows, options.layer_bytes(program));
+        let outline = view.outline(options.layer_bytes(program));
         let plan = options.plan(program, &model);
         let backend = backend::open(options.device, &plan, &outline, Team::new(options.threads)?)?;
         Ok(Runner {
@@ -286,8 +283,6 @@ impl Runner {
             backend,
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
-            rows: vec![0.0; rows * program.width],
-            logits: vec![0.0; rows * program.vocabulary],
             model,
             options,
         })
@@ -301,7 +296,7 @@ impl Runner {
         let program = model.program();
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
         let view = View { model, turns: &turns };
-        let outline = view.outline(options.rows.min(LOGIT_ROWS), options.layer_bytes(program));
+        let outline = view.outline(options.layer_bytes(program));
         let parts = backend::device_parts(options.device, &options.plan(program, model), &outline)?;
         Ok(Memory { parts })
     }
@@ -443,20 +438,16 @@ impl Runner {
         Ok(())
     }
 
-    /// The head, over the rows that somebody wants, some at a time.
+    /// The end, over the rows that somebody wants, some at a time.
     fn give_logits(
         &mut self,
         requests: &[Request<'_>],
         take: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> Result<()> {
-        let model = Arc::clone(&self.model);
-        let program = model.program();
-        let (width, vocabulary) = (program.width, program.vocabulary);
-        let capacity = self.rows.len() / width;
-        let norm = model.bound().vector(program.head.norm);
         let mut waiting = [(0, 0); LOGIT_ROWS];
-        let mut n = 0;
-        let mut first = 0;
+        let mut rows = [0; LOGIT_ROWS];
+        let capacity = LOGIT_ROWS.min(self.options.rows);
+        let (mut n, mut first) = (0, 0);
         for (i, r) in requests.iter().enumerate() {
             let wanted = match r.wanted {
                 Wanted::Nothing => r.tokens.len()..r.tokens.len(),
@@ -464,41 +455,32 @@ impl Runner {
                 Wanted::All => 0..r.tokens.len(),
             };
             for t in wanted {
-                let row = &mut self.logits[..width]; // not yet in use: a row on its way to the norm
-                self.backend.save(program.result, first + t, row);
-                let to = &mut self.rows[n * width..(n + 1) * width];
-                let own = r.delta.and_then(|d| d.vector(program.head.norm));
-                let norm = own.as_ref().map_or(norm, |own| &own[..]);
-                rms_norm(self.options.level, row, norm, program.head.eps, to);
-                waiting[n] = (i, t);
+                (waiting[n], rows[n]) = ((i, t), (first + t) as u32);
                 n += 1;
                 if n == capacity {
-                    self.head(requests, &waiting[..n])?;
-                    for ((i, t), z) in waiting.iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
-                        take(*i, *t, z);
-                    }
+                    self.give_some(requests, &waiting[..n], &rows[..n], take)?;
                     n = 0;
                 }
             }
             first += r.tokens.len();
         }
-        if n > 0 {
-            self.head(requests, &waiting[..n])?;
-            for ((i, t), z) in waiting[..n].iter().zip(self.logits.chunks_exact_mut(vocabulary)) {
-                take(*i, *t, z);
-            }
-        }
-        Ok(())
+        if n > 0 { self.give_some(requests, &waiting[..n], &rows[..n], take) } else { Ok(()) }
     }
 
-    /// Logits of the gathered rows.
-    fn head(&mut self, requests: &[Request<'_>], rows: &[(usize, usize)]) -> Result<()> {
+    /// Logits of some rows, which are tokens of requests.
+    fn give_some(
+        &mut self,
+        requests: &[Request<'_>],
+        waiting: &[(usize, usize)],
+        rows: &[u32],
+        take: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> Result<()> {
         let program = self.model.program();
         let mut spans = [Span::NONE; LOGIT_ROWS];
         let mut pieces = [const { 0..0 }; LOGIT_ROWS];
         let mut n = 0;
-        for (row, (i, _)) in rows.iter().enumerate() {
-            if n > 0 && rows[row - 1].0 == *i {
+        for (row, (i, _)) in waiting.iter().enumerate() {
+            if n > 0 && waiting[row - 1].0 == *i {
                 spans[n - 1].rows += 1;
                 pieces[n - 1].end += 1;
             } else {
@@ -509,19 +491,10 @@ impl Runner {
         }
         let batch = Batch { tokens: &self.tokens[..rows.len()], spans: &spans[..n], pieces: &pieces[..n] };
         let view = View { model: &self.model, turns: &self.turns };
-        let at = (program.head.site, program.head.matrix);
-        let (x, y) =
-            (&self.rows[..rows.len() * program.width], &mut self.logits[..rows.len() * program.vocabulary]);
-        self.backend.product(&view, batch, at, x, y);
-        self.backend.check()?;
-        if program.head.matrix != program.table() {
-            return Ok(());
-        }
-        let x = self.rows.chunks_exact(program.width);
-        for (((i, _), x), z) in rows.iter().zip(x).zip(self.logits.chunks_exact_mut(program.vocabulary)) {
-            if let Some(delta) = requests[*i].delta {
-                delta.head(self.options.level, x, z);
-            }
+        self.backend.end(&view, &program.end(rows, batch));
+        let logits = self.backend.logits(rows.len())?;
+        for ((i, t), z) in waiting.iter().zip(logits.chunks_exact_mut(program.vocabulary)) {
+            take(*i, *t, z);
         }
         Ok(())
     }

@@ -107,9 +107,20 @@ impl Frame {
 
     /// Fills every register's rows in use with zeros: gradients are added.
     pub fn clear(&mut self) {
-        for (register, cols) in self.registers.iter_mut().zip(&self.cols) {
-            let numbers = register.get_mut().unwrap_or_else(PoisonError::into_inner);
-            numbers[..cols * self.rows].fill(0.0);
+        self.clear_all(None);
+    }
+
+    /// The same of all registers but one.
+    pub fn clear_but(&mut self, kept: Register) {
+        self.clear_all(Some(kept));
+    }
+
+    fn clear_all(&mut self, kept: Option<Register>) {
+        for (i, (register, cols)) in self.registers.iter_mut().zip(&self.cols).enumerate() {
+            if kept.is_none_or(|kept| usize::from(kept.0) != i) {
+                let numbers = register.get_mut().unwrap_or_else(PoisonError::into_inner);
+                numbers[..cols * self.rows].fill(0.0);
+            }
         }
     }
 }

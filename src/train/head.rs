@@ -11,13 +11,10 @@
 //! product twice costs less than any other way to have both.
 
 use crate::adapter::Lora;
-use crate::backend::Backend;
+use crate::backend::{Backend, End};
 use crate::error::{Error, Kind, Result};
 use crate::model::View;
-use crate::ops::{Backward, Batch, Delta, Span, add_weight_back};
-use crate::tensor::{Chunks, Slots};
-use onlay_kernels::norm::{rms_norm, rms_norm_grad};
-use onlay_kernels::{Level, softmax};
+use crate::ops::{Backward, Batch, Delta, Span};
 
 /// Rows of the head computed at a time.
 pub(super) const HEAD_ROWS: usize = 128;
@@ -103,9 +100,24 @@ impl Pass<'_> {
     }
 }
 
+/// Memory for some rows of the end.
+#[derive(Debug)]
+pub(super) struct Ends {
+    rows: Vec<u32>,
+    tokens: Vec<u32>,
+    scales: Vec<f32>,
+    losses: Vec<f64>,
+}
+
+impl Ends {
+    pub fn new(rows: usize) -> Ends {
+        let numbers = || Vec::with_capacity(rows);
+        Ends { rows: numbers(), tokens: numbers(), scales: Vec::with_capacity(rows), losses: vec![0.0; rows] }
+    }
+}
+
 /// The head over one batch.
 pub(super) struct Head<'a> {
-    pub level: Level,
     pub backend: &'a mut dyn Backend,
     pub view: View<'a>,
     /// The trainer's own layer: rows are named to it.
@@ -114,51 +126,50 @@ pub(super) struct Head<'a> {
     pub learner: &'a dyn Backward,
     /// The layer, if it is on.
     pub worn: Option<&'a dyn Delta>,
-    /// The end of the program, row by row, and its gradient.
-    pub last: &'a [f32],
-    pub d_last: &'a mut [f32],
     /// Names of the batch's rows, if any.
     pub names: &'a [u64],
     /// Tokens of the batch, of which the head needs only the number.
     pub tokens: &'a [u32],
-    pub x: &'a mut [f32],
-    pub dx: &'a mut [f32],
-    pub logits: &'a mut [f32],
-    pub losses: &'a Slots<f64>,
+    pub ends: &'a mut Ends,
 }
 
 impl Head<'_> {
     /// Σ −log p over the targets, each with its weight.
     pub fn run(&mut self, targets: &[Target], pass: Pass<'_>) -> Result<f64> {
-        let rows = self.x.len() / self.view.model.program().width;
+        let rows = self.ends.losses.len();
         let mut loss = 0.0;
         match pass {
             Pass::Loss | Pass::Learn(_) => {
                 let scale = if let Pass::Learn(scale) = pass { Some(scale) } else { None };
                 for part in targets.chunks(rows) {
-                    self.product(part)?;
-                    match scale {
-                        None => self.measure(part),
-                        Some(scale) => self.differentiate(part, &|t| scale.all * scale.weight(t)),
-                    }
-                    // summed in row order, whoever computed them
-                    let weight = |t: &Target| scale.map_or(1.0, |s| f64::from(s.weight(t)));
-                    let losses = part.iter().enumerate().map(|(i, t)| weight(t) * *self.losses.read(i));
-                    loss += losses.sum::<f64>();
-                    finite(loss)?;
-                    if scale.is_some() {
-                        self.back(part);
-                    }
+                    self.at(part, |end, head| {
+                        head.backend.end(&head.view, end);
+                        match scale {
+                            None => head.measure(part),
+                            Some(scale) => head.differentiate(part, &|t| scale.all * scale.weight(t)),
+                        }?;
+                        // summed in row order, whoever computed them
+                        let weight = |t: &Target| scale.map_or(1.0, |s| f64::from(s.weight(t)));
+                        let losses = part.iter().zip(&head.ends.losses);
+                        loss += losses.map(|(t, l)| weight(t) * l).sum::<f64>();
+                        finite(loss)?;
+                        if scale.is_some() {
+                            head.backend.end_back(&head.view, end, head.learner);
+                        }
+                        Ok(())
+                    })?;
                 }
             }
             Pass::Sequences { sums, judge, .. } => {
                 for part in targets.chunks(rows) {
-                    self.product(part)?;
-                    self.measure(part);
-                    for (i, target) in part.iter().enumerate() {
-                        let (sum, one) = (&mut sums[usize::from(target.sequence)], *self.losses.read(i));
+                    self.at(part, |end, head| {
+                        head.backend.end(&head.view, end);
+                        head.measure(part)
+                    })?;
+                    for (target, one) in part.iter().zip(&self.ends.losses) {
+                        let sum = &mut sums[usize::from(target.sequence)];
                         // token by token: the same bits in whatever pass the sequence is
-                        sum.trained -= if target.trained { one } else { 0.0 };
+                        sum.trained -= if target.trained { *one } else { 0.0 };
                         sum.text -= one;
                         loss += one;
                     }
@@ -172,101 +183,50 @@ impl Head<'_> {
                     -(text + if t.trained { trained } else { 0.0 }) as f32
                 };
                 for part in targets.chunks(rows) {
-                    if targets.len() > rows {
-                        self.product(part)?;
-                    }
-                    self.differentiate(part, &weight);
-                    self.back(part);
+                    self.at(part, |end, head| {
+                        if targets.len() > rows {
+                            head.backend.end(&head.view, end);
+                        }
+                        head.differentiate(part, &weight)?;
+                        head.backend.end_back(&head.view, end, head.learner);
+                        Ok(())
+                    })?;
                 }
             }
         }
         Ok(loss)
     }
 
-    /// The logits of some targets.
-    fn product(&mut self, part: &[Target]) -> Result<()> {
-        let program = self.view.model.program();
-        let (width, m) = (program.width, part.len());
-        let own = self.worn.and_then(|d| d.vector(program.head.norm));
-        let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);
-        for (target, to) in part.iter().zip(self.x.chunks_exact_mut(width)) {
-            let row = target.row as usize * width;
-            rms_norm(self.level, &self.last[row..row + width], norm, program.head.eps, to);
-        }
+    /// Does something at the end of the program over the rows of some targets.
+    fn at(&mut self, part: &[Target], f: impl FnOnce(&End<'_>, &mut Self) -> Result<()>) -> Result<()> {
+        let (m, program) = (part.len(), self.view.model.program());
         self.layer.set_rows(part.iter().filter_map(|t| self.names.get(t.row as usize).copied()));
         let (whole, spans) = (0..m, [Span { first: 0, rows: m, delta: self.worn, ..Span::NONE }]);
         let batch = Batch { tokens: &self.tokens[..m], spans: &spans, pieces: std::slice::from_ref(&whole) };
-        let at = (program.head.site, program.head.matrix);
-        let (x, z) = (&self.x[..m * width], &mut self.logits[..m * program.vocabulary]);
-        self.backend.product(&self.view, batch, at, x, z);
-        self.backend.check()?;
-        if let Some(delta) = self.worn.filter(|_| program.head.matrix == program.table()) {
-            for (x, z) in x.chunks_exact(width).zip(z.chunks_exact_mut(program.vocabulary)) {
-                delta.head(self.level, x, z);
-            }
-        }
-        Ok(())
+        let mut rows = std::mem::take(&mut self.ends.rows);
+        rows.clear();
+        rows.extend(part.iter().map(|t| t.row));
+        let done = f(&program.end(&rows, batch), self);
+        self.ends.rows = rows;
+        done
     }
 
     /// Their losses; the logits stay.
-    fn measure(&mut self, part: &[Target]) {
-        let (vocabulary, level, losses) = (self.view.model.program().vocabulary, self.level, self.losses);
-        let rows = Chunks::new([&mut self.logits[..part.len() * vocabulary]], vocabulary);
-        self.backend.each(part.len(), &|_| {
-            let Some((i, [z])) = rows.next() else { return };
-            *losses.get(i) = softmax::log_sum_exp(level, z) - f64::from(z[part[i].token as usize]);
-        });
+    fn measure(&mut self, part: &[Target]) -> Result<()> {
+        let Ends { tokens, losses, .. } = &mut *self.ends;
+        tokens.clear();
+        tokens.extend(part.iter().map(|t| t.token));
+        self.backend.losses(tokens, None, &mut losses[..part.len()])
     }
 
     /// Their losses; the logits become gradients.
-    fn differentiate(&mut self, part: &[Target], scale: &(dyn Fn(&Target) -> f32 + Sync)) {
-        let (vocabulary, level, losses) = (self.view.model.program().vocabulary, self.level, self.losses);
-        let rows = Chunks::new([&mut self.logits[..part.len() * vocabulary]], vocabulary);
-        self.backend.each(part.len(), &|_| {
-            let Some((i, [z])) = rows.next() else { return };
-            *losses.get(i) = softmax::cross_entropy(level, z, part[i].token as usize, scale(&part[i]));
-        });
-    }
-
-    /// Sends the gradients down to the end of the program.
-    fn back(&mut self, part: &[Target]) {
-        let program = self.view.model.program();
-        let (width, m) = (program.width, part.len());
-        let (whole, spans) = (0..m, [Span { first: 0, rows: m, delta: self.worn, ..Span::NONE }]);
-        let batch = Batch { tokens: &self.tokens[..m], spans: &spans, pieces: std::slice::from_ref(&whole) };
-        let at = (program.head.site, program.head.matrix);
-        let (x, z) = (&self.x[..m * width], &self.logits[..m * program.vocabulary]);
-        let dx = &mut self.dx[..m * width];
-        dx.fill(0.0);
-        if program.head.matrix == program.table() {
-            let rows = x.chunks_exact(width).zip(z.chunks_exact(program.vocabulary));
-            for ((x, z), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                self.learner.head_back(self.level, x, z, dx);
-            }
-        }
-        self.backend.product_back(&self.view, batch, at, x, z, Some(dx), self.learner);
-        if self.learner.learns_vector(program.head.norm) {
-            let dw = &mut self.x[..width]; // the rows in it are done with
-            dw.fill(0.0);
-            for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
-                let row = target.row as usize * width;
-                add_weight_back(self.level, &self.last[row..row + width], dx, program.head.eps, dw);
-            }
-            self.learner.vector_back(program.head.norm, dw);
-        }
-        let own = self.worn.and_then(|d| d.vector(program.head.norm));
-        let norm = own.as_ref().map_or(self.view.model.bound().vector(program.head.norm), |own| &own[..]);
-        for (target, dx) in part.iter().zip(dx.chunks_exact(width)) {
-            let rows = target.row as usize * width..(target.row as usize + 1) * width;
-            rms_norm_grad(
-                self.level,
-                &self.last[rows.clone()],
-                norm,
-                program.head.eps,
-                dx,
-                &mut self.d_last[rows],
-            );
-        }
+    fn differentiate(&mut self, part: &[Target], scale: &dyn Fn(&Target) -> f32) -> Result<()> {
+        let Ends { tokens, scales, losses, .. } = &mut *self.ends;
+        tokens.clear();
+        tokens.extend(part.iter().map(|t| t.token));
+        scales.clear();
+        scales.extend(part.iter().map(scale));
+        self.backend.losses(tokens, Some(scales), &mut losses[..part.len()])
     }
 }
 

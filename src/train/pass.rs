@@ -189,19 +189,7 @@ impl Trainer {
         let layer: &Lora = layer;
         let worn = pass.layer().then_some(delta);
         let (prefix, front) = worn.map_or((0, 0), |d| (d.prefix(), d.virtual_tokens()));
-        let Buffers {
-            tokens,
-            pieces,
-            streams,
-            d_stream,
-            targets,
-            names,
-            head_x,
-            head_dx,
-            logits,
-            losses,
-            ..
-        } = memory;
+        let Buffers { tokens, pieces, targets, names, ends, .. } = memory;
         tokens.clear();
         targets.clear();
         names.clear();
@@ -234,7 +222,7 @@ impl Trainer {
         );
         let batch = Batch { tokens, spans, pieces };
         let view = View { model, turns };
-        let (n, width, segments) = (batch.rows(), program.width, program.segments.len());
+        let (n, segments) = (batch.rows(), program.segments.len());
         let frame = |segment: usize| match options.keep {
             Keep::Streams => 0,
             Keep::Registers => segment.saturating_sub(lowest),
@@ -245,42 +233,33 @@ impl Trainer {
             backend.admit(worn)?;
         }
 
-        // Forward. streams[i] is the stream before segment lowest + i; the last is the end of the program.
+        // Forward.
+        let streams = options.keep == Keep::Streams;
         backend.begin(n, 0);
         backend.forward(&view, std::slice::from_ref(&program.embed), batch);
-        if lowest == 0 {
-            backend.save(program.residual, 0, &mut streams[0][..n * width]);
-        }
         for (i, segment) in program.segments.iter().enumerate() {
-            if i > 0 && i <= lowest {
-                backend.copy(program.result, program.residual);
-            } else if i > lowest {
-                backend.begin(n, frame(i));
-                backend.load(program.residual, &streams[i - lowest][..n * width]);
+            if i > 0 {
+                backend.advance(program.result, program.residual, frame(i));
+            }
+            if streams && i >= lowest && i + 1 < segments {
+                backend.keep(program.residual, i - lowest);
             }
             backend.forward(&view, &segment.steps, batch);
-            if i + 1 >= lowest {
-                backend.save(program.result, 0, &mut streams[i + 1 - lowest][..n * width]);
-            }
         }
 
         // Head, over the rows that count.
-        d_stream[..n * width].fill(0.0);
+        if learns {
+            backend.clear_grads();
+        }
         let mut head = Head {
-            level: options.level,
             backend: &mut **backend,
             view: View { model, turns },
             layer,
             learner: back,
             worn,
-            last: streams.last().expect("the end of the program is kept"),
-            d_last: d_stream,
             names,
-            tokens: batch.tokens,
-            x: head_x,
-            dx: head_dx,
-            logits,
-            losses,
+            tokens,
+            ends,
         };
         let loss = head.run(targets, pass)?;
         if !learns {
@@ -293,17 +272,15 @@ impl Trainer {
         for i in (lowest..segments).rev() {
             let steps = &program.segments[i].steps;
             backend.begin(n, frame(i));
-            if options.keep == Keep::Streams && i + 1 < segments {
-                backend.load(program.residual, &streams[i - lowest][..n * width]);
-                backend.forward(&view, steps, batch);
+            if i + 1 < segments {
+                if streams {
+                    backend.recall(i - lowest, program.residual);
+                    backend.forward(&view, steps, batch);
+                }
+                backend.descend(program.residual, program.result);
             }
-            backend.clear_grads();
-            backend.load_grad(program.result, &d_stream[..n * width]);
             let of_use = (i == lowest).then_some(wanted);
             backend.backward(&view, steps, batch, of_use, back);
-            if i > lowest {
-                backend.save_grad(program.residual, &mut d_stream[..n * width]);
-            }
         }
         if back.learns_embeddings() {
             // the gradients of the lowest segment are still there

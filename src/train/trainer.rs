@@ -3,7 +3,7 @@
 //! ```text
 //! window    whole sequences, computed in as many passes as they need
 //! loss      L = (1/N) Σ over the N trained tokens of the window of −log p(token | those before)
-//! forward   residual streams between segments are kept; with `Keep::Registers` also every register
+//! forward   residual streams between segments are kept, or with `Keep::Registers` every register
 //! head      only rows that are trained reach it, some at a time: logits, loss, gradient, gone
 //! backward  segment by segment from the end: recomputed from its stream unless kept; stops below the lowest site
 //! ```
@@ -14,7 +14,7 @@
 use super::compare::Comparing;
 use super::event::StepReport;
 use super::examples::Example;
-use super::head::{HEAD_ROWS, Pass, Scale, Target};
+use super::head::{Ends, HEAD_ROWS, Pass, Scale, Target};
 use super::moments::{Moments, Optimizer};
 use super::order::{Limits, Passes};
 use super::pass::{counted, reach};
@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Delta, Needs, Turns};
-use crate::tensor::{Slots, Team};
+use crate::tensor::Team;
 use onlay_kernels::{Level, math};
 use std::borrow::Borrow;
 use std::ops::Range;
@@ -90,18 +90,11 @@ pub(super) struct Buffers {
     pub(super) tokens: Vec<u32>,
     pub(super) pieces: Vec<Range<usize>>,
     pub(super) tiles: Vec<Vec<u32>>,
-    /// Residual streams: before each segment from the lowest on, then the last.
-    pub(super) streams: Vec<Vec<f32>>,
-    /// The gradient of the stream.
-    pub(super) d_stream: Vec<f32>,
     /// Rows of the batch whose next token counts.
     pub(super) targets: Vec<Target>,
     /// The name of each row, by which dropout draws.
     pub(super) names: Vec<u64>,
-    pub(super) head_x: Vec<f32>,
-    pub(super) head_dx: Vec<f32>,
-    pub(super) logits: Vec<f32>,
-    pub(super) losses: Slots<f64>,
+    pub(super) ends: Ends,
     pub(super) passes: Passes,
 }
 
@@ -123,9 +116,10 @@ impl TrainOptions {
         let program = model.program();
         let segments = program.segments.len();
         let back = segments - lowest;
-        let (frames, layers) = match self.keep {
-            Keep::Streams => (1, 1),
-            Keep::Registers => (back.max(1), segments),
+        // the registers of the last segment are still there when it goes back
+        let (frames, layers, streams) = match self.keep {
+            Keep::Streams => (1, 1, back.saturating_sub(1)),
+            Keep::Registers => (back.max(1), segments, 0),
         };
         Plan {
             level: self.level,
@@ -135,6 +129,9 @@ impl TrainOptions {
             needs: self.needs(model, layer),
             kv: program.kv_shape(self.kv, layers),
             tiles: Pool::tiles_for(self.rows + self.sequences * layer.prefix()) + self.sequences,
+            streams,
+            ends: HEAD_ROWS.min(self.rows),
+            vocabulary: program.vocabulary,
         }
     }
 
@@ -149,9 +146,6 @@ impl Trainer {
     pub fn plan(model: &Model, layer: &Lora, dropout: bool, options: &TrainOptions) -> Memory {
         let program = model.program();
         let plan = options.plan(model, layer);
-        let (lowest, _) = reach(model, layer);
-        let stream = 4 * (options.rows * program.width) as u64;
-        let head = HEAD_ROWS.min(options.rows) as u64;
         let here = |bytes| if options.device == Device::Host { bytes } else { 0 };
         let (params, learning) = layer.bytes(options.rows, dropout);
         Memory {
@@ -162,16 +156,16 @@ impl Trainer {
                 ("moments", Moments::bytes(options.optimizer, layer)),
                 ("keys and values", here(plan.kv_bytes())),
                 ("activations and their gradients", here(plan.frame_bytes())),
-                ("residual streams", stream * (program.segments.len() - lowest + 2) as u64),
+                ("residual streams", here(plan.stream_bytes())),
                 ("inside operations", here(plan.scratch_bytes())),
                 ("on the way to the device", options.device.host_bytes(&plan)),
                 (
                     "gradients from the device",
                     4 * layer.learning_len() as u64 - here(4 * layer.learning_len() as u64),
                 ),
-                ("logits", 4 * head * (program.vocabulary + 2 * program.width) as u64),
+                ("logits", options.device.end_bytes(&plan)),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest(layer))),
-                ("rows of a pass", 60 * options.rows as u64),
+                ("rows of a pass", 80 * options.rows as u64),
                 ("norms and biases", model.bound().vector_bytes()),
             ],
         }
@@ -203,27 +197,20 @@ impl Trainer {
         let turns =
             Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest(&*layer))?;
         let view = View { model: &model, turns: &turns };
-        let outline = view.outline(HEAD_ROWS.min(options.rows), Self::layer_bytes(&layer));
+        let outline = view.outline(Self::layer_bytes(&layer));
         let (plan, team) = (options.plan(&model, &layer), Team::new(options.threads)?);
         let mut backend = backend::open(options.device, &plan, &outline, team)?;
         backend.admit(&*layer)?;
         let (lowest, wanted) = reach(&model, &*layer);
-        let head = HEAD_ROWS.min(options.rows);
-        let stream = options.rows * program.width;
         let memory = Buffers {
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
             tiles: (0..options.sequences)
                 .map(|_| Vec::with_capacity(Pool::tiles_for(options.longest(&*layer))))
                 .collect(),
-            streams: (lowest..=program.segments.len()).map(|_| vec![0.0; stream]).collect(),
-            d_stream: vec![0.0; stream],
             targets: Vec::with_capacity(options.rows),
             names: Vec::with_capacity(options.rows),
-            head_x: vec![0.0; head * program.width],
-            head_dx: vec![0.0; head * program.width],
-            logits: vec![0.0; head * program.vocabulary],
-            losses: Slots::new(head, |_| 0.0),
+            ends: Ends::new(HEAD_ROWS.min(options.rows)),
             passes: Passes::default(),
         };
         let mut trainer = Trainer {
@@ -257,7 +244,7 @@ impl Trainer {
         let turning = &model.program().turning;
         let turns = Turns::new(turning.pairs, &turning.frequencies, options.longest(layer))?;
         let view = View { model, turns: &turns };
-        let outline = view.outline(HEAD_ROWS.min(options.rows), Self::layer_bytes(layer));
+        let outline = view.outline(Self::layer_bytes(layer));
         Ok(Memory { parts: backend::device_parts(options.device, &options.plan(model, layer), &outline)? })
     }
 

@@ -11,6 +11,7 @@
 //! layers      low-rank pairs and their gradients
 //! products    products with base weights and pairs
 //! steps       everything else of a program
+//! ends        its end: logits, losses and what they send down
 //! ```
 //! Calls queue work and come back; results are waited for where the host reads them. The first failure is kept, nothing is
 //! queued after it, and [`Backend::check`] gives it.
@@ -21,6 +22,7 @@ macro_rules! arguments {
 }
 
 mod driver;
+mod ends;
 mod facts;
 mod kernels;
 mod layers;
@@ -34,14 +36,13 @@ use self::driver::Card;
 use self::facts::{Facts, View};
 use self::kernels::Kernels;
 use self::layers::Layers;
-use self::products::Operands;
 use self::queue::{Argument, Memory, Region, Shape, Stream};
 use self::steps::{Back, chunk};
 use self::weights::Weights;
-use super::{Backend, Outline, Plan};
+use super::{Backend, End, Outline, Plan};
 use crate::error::{Error, Result};
 use crate::ops::kv::{Precision, Shape as Cached};
-use crate::ops::{Backward, Batch, Delta, MatrixId, Pairs, Site, Step, Tables, VectorId};
+use crate::ops::{Backward, Batch, Delta, Pairs, Step, Tables, VectorId};
 use crate::tensor::{Register, Team};
 use onlay_kernels::Level;
 use std::sync::Arc;
@@ -54,6 +55,25 @@ const LEFT: u64 = 8;
 struct Dropping {
     rate: u64,
     seed: u64,
+}
+
+/// Memory of the program's end; see [`plan::end`].
+#[derive(Debug)]
+struct Ends {
+    stream: Region,
+    x: Region,
+    z: Region,
+    dx: Region,
+    down: Region,
+    rows: Region,
+    targets: Region,
+    scales: Region,
+    losses: Region,
+    /// Logits on the host.
+    logits: Vec<f32>,
+    vocabulary: usize,
+    /// Losses on the host.
+    found: Vec<f32>,
 }
 
 /// A card, with all the memory that was planned.
@@ -80,8 +100,8 @@ pub struct Cuda {
     sites: Vec<[usize; 2]>,
     /// Of attention's backward pass, `[rows][heads]`.
     delta: Region,
-    /// Rows of the head, their logits, their gradients.
-    head: [Region; 3],
+    streams: Vec<Region>,
+    end: Ends,
     turns: [Region; 2],
     vectors: Vec<Region>,
     facts: Facts,
@@ -168,9 +188,11 @@ impl Cuda {
         let beside = beside.map(|n| inside.floats(n));
         let lines = if plan.back { rows * plan.needs.group * plan.kv.heads } else { 0 };
         let delta = cut(plan::floats([lines]))?.floats(lines);
-        let head = plan::head(plan, outline);
-        let mut logits = cut(plan::floats(head))?;
-        let head = head.map(|n| logits.floats(n));
+        let mut kept = cut(plan::floats(plan::streams(plan)))?;
+        let streams = plan::streams(plan).map(|n| kept.floats(n)).collect();
+        let mut ends = cut(plan::floats(plan::end(plan)))?;
+        let [stream_rows, x, z, dx, down, which, targets, scales, losses] =
+            plan::end(plan).map(|n| ends.floats(n));
         let turns = outline.tables.turns();
         let n = turns.positions() * turns.half();
         let mut tables = cut(plan::floats([n, n]))?;
@@ -202,11 +224,25 @@ impl Cuda {
             stride: plan.needs.room.hidden,
             sites: outline.sites.clone(),
             delta,
-            head,
+            streams,
+            end: Ends {
+                stream: stream_rows,
+                x,
+                z,
+                dx,
+                down,
+                rows: which,
+                targets,
+                scales,
+                losses,
+                logits: vec![0.0; if plan.back { 0 } else { plan.ends * plan.vocabulary }],
+                vocabulary: plan.vocabulary,
+                found: vec![0.0; plan.ends],
+            },
             turns: turned.map(|t| t.0),
             vectors,
             facts: Facts::new(&card, rows, plan.tiles)?,
-            head_facts: Facts::new(&card, outline.head_rows, 0)?,
+            head_facts: Facts::new(&card, plan.ends, 0)?,
             rows: vec![0.0; rows * plan.columns[0]],
             failed: None,
             kernels: Kernels::new(&card),
@@ -353,83 +389,69 @@ impl Backend for Cuda {
         });
     }
 
-    fn copy(&mut self, from: Register, to: Register) {
-        self.attempt(|s| s.stream.copy(s.register_rows(from), s.register_rows(to)));
-    }
-
-    fn load(&mut self, to: Register, rows: &[f32]) {
-        self.attempt(|s| s.stream.upload(bytemuck::cast_slice(rows), s.register_rows(to)));
-    }
-
-    fn save(&mut self, from: Register, first: usize, rows: &mut [f32]) {
+    fn advance(&mut self, from: Register, to: Register, frame: usize) {
         self.attempt(|s| {
-            let at = 4 * (first * s.cols[usize::from(from.0)]) as u64;
-            let from = s.register_rows(from).part(at, 4 * rows.len() as u64);
-            s.stream.download(from, bytemuck::cast_slice_mut(rows))
+            let from = s.register_rows(from);
+            s.frame = frame;
+            s.stream.copy(from, s.register_rows(to))
+        });
+    }
+
+    fn keep(&mut self, from: Register, stream: usize) {
+        self.attempt(|s| s.stream.copy(s.register_rows(from), s.streams[stream]));
+    }
+
+    fn recall(&mut self, stream: usize, to: Register) {
+        self.attempt(|s| {
+            let to = s.register_rows(to);
+            s.stream.copy(s.streams[stream].part(0, to.bytes()), to)
         });
     }
 
     fn clear_grads(&mut self) {
         self.attempt(|s| {
-            let all = (0..s.grads.len()).map(|i| s.grad_rows(Register(i as u16)));
-            all.collect::<Vec<_>>().into_iter().try_for_each(|g| s.stream.clear(g))
+            (0..s.grads.len()).try_for_each(|i| s.stream.clear(s.grad_rows(Register(i as u16))))
         });
     }
 
-    fn load_grad(&mut self, to: Register, rows: &[f32]) {
-        self.attempt(|s| s.stream.upload(bytemuck::cast_slice(rows), s.grad_rows(to)));
-    }
-
-    fn save_grad(&mut self, from: Register, rows: &mut [f32]) {
-        self.attempt(|s| s.stream.download(s.grad_rows(from), bytemuck::cast_slice_mut(rows)));
-    }
-
-    fn product(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        y: &mut [f32],
-    ) {
+    fn descend(&mut self, from: Register, to: Register) {
         self.attempt(|s| {
-            let (view, drop) = s.tell(batch, true)?;
-            let of = Operands { rows: view.rows, x: s.head[0].floats(x.len()), y: s.head[1].floats(y.len()) };
-            s.stream.upload(bytemuck::cast_slice(x), of.x)?;
-            s.multiply(tables, at.1, Region::NONE, of)?;
-            s.pairs(view, drop, at.0, of)?;
-            s.stream.download(of.y, bytemuck::cast_slice_mut(y))
+            s.stream.copy(s.grad_rows(from), s.grad_rows(to))?;
+            let mut others = (0..s.grads.len()).map(|i| Register(i as u16)).filter(|r| *r != to);
+            others.try_for_each(|r| s.stream.clear(s.grad_rows(r)))
         });
     }
 
-    fn product_back(
-        &mut self,
-        tables: &dyn Tables,
-        batch: Batch<'_>,
-        at: (Site, MatrixId),
-        x: &[f32],
-        dy: &[f32],
-        dx: Option<&mut [f32]>,
-        learner: &dyn Backward,
-    ) {
+    fn end(&mut self, tables: &dyn Tables, end: &End<'_>) {
         self.attempt(|s| {
-            let (view, drop) = s.tell(batch, true)?;
-            let worn = batch.spans.iter().find_map(|span| span.delta);
+            let (view, drop) = s.tell(end.batch, true)?;
+            s.end_rows(tables, end, view, drop)
+        });
+    }
+
+    fn logits(&mut self, rows: usize) -> Result<&mut [f32]> {
+        let n = rows * self.end.vocabulary;
+        self.attempt(|s| {
+            let to = bytemuck::cast_slice_mut(&mut s.end.logits[..n]);
+            s.stream.download(s.end.z.floats(n), to)
+        });
+        self.check()?;
+        Ok(&mut self.end.logits[..n])
+    }
+
+    fn losses(&mut self, targets: &[u32], scales: Option<&[f32]>, losses: &mut [f64]) -> Result<()> {
+        self.attempt(|s| s.end_losses(targets, scales));
+        self.check()?;
+        losses.iter_mut().zip(&self.end.found).for_each(|(to, loss)| *to = f64::from(*loss));
+        Ok(())
+    }
+
+    fn end_back(&mut self, tables: &dyn Tables, end: &End<'_>, learner: &dyn Backward) {
+        self.attempt(|s| {
+            let (view, drop) = s.tell(end.batch, true)?;
+            let worn = end.batch.spans.iter().find_map(|span| span.delta);
             let slot = worn.map(|d| s.layers.slot(d)).transpose()?;
-            let of =
-                Operands { rows: view.rows, x: s.head[0].floats(x.len()), y: s.head[1].floats(dy.len()) };
-            s.stream.upload(bytemuck::cast_slice(x), of.x)?;
-            s.stream.upload(bytemuck::cast_slice(dy), of.y)?;
-            let to = s.head[2].floats(x.len());
-            if let Some(dx) = &dx {
-                s.stream.upload(bytemuck::cast_slice(dx), to)?;
-            }
-            let learner = (drop, slot, learner);
-            s.site_back(tables, at, view, learner, of, dx.is_some().then_some(to))?;
-            match dx {
-                Some(dx) => s.stream.download(to, bytemuck::cast_slice_mut(dx)),
-                None => Ok(()),
-            }
+            s.end_rows_back(tables, end, view, (drop, slot, learner))
         });
     }
 

@@ -43,11 +43,17 @@ pub(super) fn beside(plan: &Plan) -> [usize; 3] {
     [hidden, if plan.back { hidden } else { 0 }, if plan.back { needs.rows * needs.inputs } else { 0 }]
 }
 
-/// Rows of the head, their logits and their gradients.
-pub(super) fn head(plan: &Plan, outline: &Outline<'_>) -> [usize; 3] {
-    let matrix = outline.tables.matrix(outline.head);
-    let rows = outline.head_rows;
-    [rows * matrix.cols, rows * matrix.rows, if plan.back { rows * matrix.cols } else { 0 }]
+/// The end of a program: rows of the stream, the same normalised, their logits; the gradients of both; which rows they are,
+/// their targets, scales and losses.
+pub(super) fn end(plan: &Plan) -> [usize; 9] {
+    let (n, wide) = (plan.ends, plan.ends * plan.width());
+    let [back, one] = [wide, n].map(|n| if plan.back { n } else { 0 });
+    [wide, wide, n * plan.vocabulary, back, back, n, one, one, one]
+}
+
+/// Residual streams.
+pub(super) fn streams(plan: &Plan) -> impl Iterator<Item = usize> {
+    std::iter::repeat_n(plan.needs.rows * plan.width(), plan.streams)
 }
 
 /// Everything but weights and layers.
@@ -61,10 +67,11 @@ fn fixed(plan: &Plan, outline: &Outline<'_>) -> Vec<(&'static str, u64)> {
         ("keys and values", plan.kv_bytes()),
         ("activations", frame * (plan.frames as u64 + u64::from(plan.back))),
         ("inside operations", floats(beside(plan)) + floats([if plan.back { lines } else { 0 }])),
-        ("logits", floats(head(plan, outline))),
+        ("residual streams", floats(streams(plan))),
+        ("logits", floats(end(plan))),
         ("rotary tables", 2 * aligned(4 * (turns.positions() * turns.half()) as u64)),
         ("norms and biases", floats(vectors)),
-        ("facts of a batch", Facts::bytes(rows, plan.tiles) + Facts::bytes(outline.head_rows, 0)),
+        ("facts of a batch", Facts::bytes(rows, plan.tiles) + Facts::bytes(plan.ends, 0)),
         ("tables of layers", Layers::bytes(outline.sites.len())),
     ]
 }
