@@ -65,6 +65,16 @@ fn layer(model: &Model, rank: usize, seed: u64) -> Lora {
     layer
 }
 
+/// Logits after every token, each computed by itself.
+fn one_by_one(runner: &mut Runner, tokens: &[u32], delta: Option<&dyn Delta>) -> Vec<Vec<f32>> {
+    let (mut sequence, mut all) = (runner.sequence(), vec![]);
+    for t in tokens {
+        runner.feed(&mut sequence, &[*t], delta, Wanted::All, &mut |_, z| all.push(z.to_vec())).unwrap();
+    }
+    runner.forget(&mut sequence);
+    all
+}
+
 /// Mean absolute difference of logits, and the largest.
 fn apart(a: &[Vec<f32>], b: &[Vec<f32>]) -> (f64, f64) {
     assert_eq!(a.len(), b.len());
@@ -91,14 +101,10 @@ alone! {
                 let (mean, most) = apart(&got, &want);
                 println!("{name} {}: {mean:.1e} apart, at most {most:.1e}, of {:.2}", kv.name(), size(&want));
                 assert!(mean < 2e-2);
-                // one by one: products of one row
-                let mut sequence = card.sequence();
-                let mut single = Vec::new();
-                for t in &tokens {
-                    card.feed(&mut sequence, &[*t], None, Wanted::All, &mut |_, z| single.push(z.to_vec())).unwrap();
-                }
-                card.forget(&mut sequence);
+                // one by one, of which the first two tokens are queued step by step and the others at once
+                let single = one_by_one(&mut card, &tokens, None);
                 assert!(apart(&single, &want).0 < 2e-2);
+                assert_eq!(one_by_one(&mut card, &tokens, None), single);
                 assert_eq!(logits(&mut card, &tokens, None), got, "two runs");
             }
         }
@@ -236,6 +242,14 @@ alone! {
         assert!(apart(&other, &base).0 > 1e-3, "the layer does nothing");
         assert_eq!(logits(&mut card, &prompt, None), base);
         assert_eq!(logits(&mut card, &prompt, Some(&layers[0])), other);
+        // token by token, with layers that come and go between: what was kept of other layers must not be queued
+        let few = one_by_one(&mut card, &prompt[..5], None);
+        for layer in &layers {
+            let with = one_by_one(&mut card, &prompt[..5], Some(layer));
+            assert!(apart(&with, &few).0 > 1e-3);
+            assert_eq!(one_by_one(&mut runner(&model, on(device())), &prompt[..5], Some(layer)), with);
+            assert_eq!(one_by_one(&mut card, &prompt[..5], None), few);
+        }
         // more layers than there is room for at once
         for i in 0..70 {
             let layer = layer(&model, 1 + i % 4, i as u64);

@@ -56,6 +56,20 @@ pub fn open(device: Device, plan: &Plan, outline: &Outline<'_>, team: Team) -> R
     }
 }
 
+/// A program, as far as a forward pass must know it.
+pub struct Walk<'a> {
+    /// Tokens to residual stream.
+    pub embed: &'a Step,
+    /// How many segments follow.
+    pub segments: usize,
+    /// The steps of each.
+    pub steps: &'a dyn Fn(usize) -> &'a [Step],
+    /// The residual stream at the start of a segment.
+    pub residual: Register,
+    /// The residual stream at its end.
+    pub result: Register,
+}
+
 /// Executes steps over the rows of a batch, in its own planned memory.
 pub trait Backend: Send {
     /// For people and `inspect`.
@@ -76,6 +90,18 @@ pub trait Backend: Send {
 
     /// Says how many rows the next steps work on, and in which of the planned frames.
     fn begin(&mut self, rows: usize, frame: usize);
+
+    /// Computes a batch, from its tokens to the end of the program.
+    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) {
+        self.begin(batch.rows(), 0);
+        self.forward(tables, std::slice::from_ref(walk.embed), batch);
+        for i in 0..walk.segments {
+            if i > 0 {
+                self.advance(walk.result, walk.residual, 0);
+            }
+            self.forward(tables, (walk.steps)(i), batch);
+        }
+    }
 
     /// Walks the list.
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>);

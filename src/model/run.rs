@@ -2,7 +2,7 @@
 
 use super::open::Model;
 use super::program::Program;
-use crate::backend::{self, Backend, Device, Outline, Plan};
+use crate::backend::{self, Backend, Device, Outline, Plan, Walk};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
@@ -172,14 +172,15 @@ impl View<'_> {
 /// Computes a batch, from its tokens to the end of the program.
 fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>) {
     let program = view.model.program();
-    backend.begin(batch.rows(), 0);
-    backend.forward(view, std::slice::from_ref(&program.embed), batch);
-    for (i, segment) in program.segments.iter().enumerate() {
-        if i > 0 {
-            backend.advance(program.result, program.residual, 0);
-        }
-        backend.forward(view, &segment.steps, batch);
-    }
+    let steps = |i: usize| &program.segments[i].steps[..];
+    let walk = Walk {
+        embed: &program.embed,
+        segments: program.segments.len(),
+        steps: &steps,
+        residual: program.residual,
+        result: program.result,
+    };
+    backend.walk(view, &walk, batch);
 }
 
 /// A model with the memory to run it.

@@ -89,6 +89,12 @@ functions! {
     cuModuleUnload(Pointer);
     cuModuleGetFunction(*mut Pointer, Pointer, *const c_char);
     cuLaunchKernel(Pointer, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Pointer, *mut Pointer, *mut Pointer);
+    cuStreamBeginCapture_v2(Pointer, c_uint);
+    cuStreamEndCapture(Pointer, *mut Pointer);
+    cuGraphInstantiateWithFlags(*mut Pointer, Pointer, u64);
+    cuGraphLaunch(Pointer, Pointer);
+    cuGraphDestroy(Pointer);
+    cuGraphExecDestroy(Pointer);
     cuGetErrorName(c_int, *mut *const c_char);
     cuGetErrorString(c_int, *mut *const c_char);
 }

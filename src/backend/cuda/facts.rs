@@ -124,10 +124,6 @@ impl Facts {
         view.worn = part(words, from);
 
         let from = words.len();
-        batch.spans.iter().for_each(|span| words.extend_from_slice(span.tiles));
-        view.tiles = part(words, from);
-
-        let from = words.len();
         words.extend(batch.pieces.iter().flat_map(|p| [p.start as u32, p.len() as u32]));
         view.pieces = part(words, from);
         view.piece_count = batch.pieces.len();
@@ -141,6 +137,11 @@ impl Facts {
         }
         view.chunks = part(words, from);
         view.chunk_count = (words.len() - from) / 3;
+
+        // last, for they become more: everything else stays where it is from one token to the next
+        let from = words.len();
+        batch.spans.iter().for_each(|span| words.extend_from_slice(span.tiles));
+        view.tiles = part(words, from);
 
         debug_assert!(chunk > 0 && TILE % chunk == 0);
         if self.words != self.sent {

@@ -56,6 +56,8 @@ pub(super) struct Layers {
     /// Bytes that layers may still take.
     left: u64,
     step: u64,
+    /// How often layers have come or gone.
+    changes: u64,
 }
 
 impl Layers {
@@ -74,6 +76,7 @@ impl Layers {
             sites,
             left,
             step: 0,
+            changes: 0,
         })
     }
 
@@ -98,6 +101,11 @@ impl Layers {
     /// Whether any layer has a pair at a site.
     pub fn has(&self, site: Site) -> bool {
         self.slots.iter().flatten().any(|h| h.at[usize::from(site)].is_some())
+    }
+
+    /// How often layers have come or gone: which sites have pairs may have changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// A step is done: what it wore may make room.
@@ -148,6 +156,7 @@ impl Layers {
         }
         stream.upload(&self.mirror, self.table.whole())?;
         self.slots[slot] = Some(held);
+        self.changes += 1;
         Ok(())
     }
 
@@ -160,6 +169,7 @@ impl Layers {
         };
         stream.wait()?; // it may still be read
         self.left += slot.take().map_or(0, |h| h.numbers.whole().bytes());
+        self.changes += 1;
         Ok(())
     }
 

@@ -36,10 +36,10 @@ use self::driver::Card;
 use self::facts::{Facts, View};
 use self::kernels::Kernels;
 use self::layers::Layers;
-use self::queue::{Argument, Memory, Region, Shape, Stream};
+use self::queue::{Argument, Graph, Memory, Region, Shape, Stream};
 use self::steps::{Back, chunk};
 use self::weights::Weights;
-use super::{Backend, End, Outline, Plan};
+use super::{Backend, End, Outline, Plan, Walk};
 use crate::error::{Error, Result};
 use crate::ops::kv::{Precision, Shape as Cached};
 use crate::ops::{Backward, Batch, Delta, Pairs, Step, Tables, VectorId};
@@ -49,6 +49,18 @@ use std::sync::Arc;
 
 /// Of what is free, what is left to others unless told how much to take: an eighth.
 const LEFT: u64 = 8;
+
+/// Repeated steps of so many kinds are kept.
+const GRAPHS: usize = 4;
+
+/// What decides which launches a step of single rows is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Repeated {
+    rows: usize,
+    /// Whether some row wears a layer, and which layers there are.
+    any: bool,
+    layers: u64,
+}
 
 /// How inputs of pairs are dropped.
 #[derive(Clone, Copy, Default)]
@@ -109,9 +121,10 @@ pub struct Cuda {
     /// Rows of the table on their way.
     rows: Vec<f32>,
     failed: Option<Error>,
+    graphs: Vec<(Repeated, Option<Graph>)>,
     kernels: Kernels,
     _memory: Vec<Memory>,
-    stream: Stream,
+    stream: Arc<Stream>,
     card: Arc<Card>,
 }
 
@@ -167,7 +180,7 @@ impl Cuda {
         let budget = budget(&card, memory)?;
         let (parts, residency) = plan::plan(plan, outline, budget)?;
         let taken: u64 = parts.iter().filter(|p| p.0 != "layers").map(|p| p.1).sum();
-        let stream = Stream::new(&card)?;
+        let stream = Arc::new(Stream::new(&card)?);
         let mut held = Vec::new();
         let mut cut = |bytes: u64| -> Result<Cut> {
             let memory = Memory::new(&card, bytes)?;
@@ -245,6 +258,7 @@ impl Cuda {
             head_facts: Facts::new(&card, plan.ends, 0)?,
             rows: vec![0.0; rows * plan.columns[0]],
             failed: None,
+            graphs: Vec::with_capacity(GRAPHS),
             kernels: Kernels::new(&card),
             _memory: held,
             stream,
@@ -292,6 +306,50 @@ impl Cuda {
             None => Ok(-1),
         };
         Ok((facts.set(stream, batch, names, chunk(self.shape.head), &slot)?, drop))
+    }
+
+    /// All segments of a forward pass.
+    fn segments(
+        &mut self,
+        tables: &dyn Tables,
+        walk: &Walk<'_>,
+        batch: Batch<'_>,
+        view: View,
+        drop: Dropping,
+    ) -> Result<()> {
+        for i in 0..walk.segments {
+            if i > 0 {
+                self.stream.copy(self.register_rows(walk.result), self.register_rows(walk.residual))?;
+            }
+            let steps = (walk.steps)(i);
+            self.with_weights(
+                tables,
+                steps,
+                |i| Some(i + 1),
+                |s| steps.iter().try_for_each(|step| s.forward_step(tables, step, batch, view, drop)),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Queues `f`: the first time as it is, for kernels are compiled when they are first wanted; then it is kept.
+    fn graph(&mut self, what: Repeated, f: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let Some(i) = self.graphs.iter().position(|(known, _)| *known == what) else {
+            if self.graphs.len() == GRAPHS {
+                self.stream.wait()?; // it may still be running
+                self.graphs.remove(0);
+            }
+            self.graphs.push((what, None));
+            return f(self);
+        };
+        if self.graphs[i].1.is_none() {
+            let stream = Arc::clone(&self.stream);
+            self.graphs[i].1 = Some(stream.capture(|| f(self))?);
+        }
+        match &self.graphs[i].1 {
+            Some(graph) => self.stream.replay(graph),
+            None => Ok(()),
+        }
     }
 
     /// The segment of some steps, if its weights are streamed.
@@ -346,6 +404,20 @@ impl Backend for Cuda {
     fn begin(&mut self, rows: usize, frame: usize) {
         self.frame = frame;
         self.rows_at_hand = rows;
+    }
+
+    /// A step in which every sequence has one row is the same launches for every token: they are kept and queued at once.
+    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) {
+        self.begin(batch.rows(), 0);
+        self.attempt(|s| {
+            let (view, drop) = s.tell(batch, false)?;
+            s.forward_step(tables, walk.embed, batch, view, drop)?;
+            let all = |s: &mut Self| s.segments(tables, walk, batch, view, drop);
+            if !s.weights.stay() || batch.spans.iter().any(|span| span.rows != 1) {
+                return all(s);
+            }
+            s.graph(Repeated { rows: view.rows, any: view.any, layers: s.layers.changes() }, all)
+        });
     }
 
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {

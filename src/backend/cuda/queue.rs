@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 const EVENT_WITHOUT_TIME: c_uint = 2;
 const STREAM_OF_ITS_OWN: c_uint = 1;
+const CAPTURE_OF_THIS_THREAD: c_uint = 1;
 
 /// A piece of a device's memory, by its address there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +289,26 @@ impl Stream {
         .map_err(|e| Error::new(e.kind(), format!("{}: {}", kernel.name, e.text())))
     }
 
+    /// Keeps what `f` queues instead of doing it. It must not wait, nor copy from or to memory of the host.
+    pub fn capture(&self, f: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        ask!(self.card.functions, cuStreamBeginCapture_v2(self.handle.0, CAPTURE_OF_THIS_THREAD))?;
+        let queued = f();
+        let mut graph = null_mut();
+        // also where `f` failed: the stream must be able to go on
+        let ended = ask!(self.card.functions, cuStreamEndCapture(self.handle.0, &mut graph));
+        queued.and(ended)?;
+        let mut executable = null_mut();
+        let made = ask!(self.card.functions, cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+        let _ = ask!(self.card.functions, cuGraphDestroy(graph));
+        made?;
+        Ok(Graph { card: Arc::clone(&self.card), handle: Handle(executable) })
+    }
+
+    /// Queues what was kept.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        ask!(self.card.functions, cuGraphLaunch(graph.handle.0, self.handle.0))
+    }
+
     /// Waits until all of it is done.
     pub fn wait(&self) -> Result<()> {
         ask!(self.card.functions, cuStreamSynchronize(self.handle.0))
@@ -309,6 +330,20 @@ impl Drop for Stream {
         let _ = self.card.bind();
         let _ = self.wait();
         let _ = ask!(self.card.functions, cuStreamDestroy_v2(self.handle.0));
+    }
+}
+
+/// Work that was kept, to be queued at once and as often as wanted.
+#[derive(Debug)]
+pub(super) struct Graph {
+    card: Arc<Card>,
+    handle: Handle,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.card.bind();
+        let _ = ask!(self.card.functions, cuGraphExecDestroy(self.handle.0));
     }
 }
 

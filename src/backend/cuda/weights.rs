@@ -108,6 +108,11 @@ impl Weights {
         Ok(())
     }
 
+    /// Whether all stay on the device.
+    pub fn stay(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// The segment of a matrix, if it is streamed.
     pub fn streamed(&self, id: MatrixId) -> Option<usize> {
         match self.places[id.0 as usize] {
