@@ -5,7 +5,8 @@
 //             dq += scale sum_j dS_j k_j          dk_j += scale sum dS_j q          dv_j += sum P_j d_out
 //             over whole sequences, whose rows begin at position 0; the rounding of the cache is taken as the identity
 //   Shapes    q, out [rows][heads head]; k, v [rows][key_heads head]; log_sum, delta [rows][heads]; head <= 256
-//             cache [tiles][key_heads][2][64][head] of f32 or f16 (wide 1 or 0): keys, then values
+//             cache [tiles][key_heads][2][64][head] of f16, f32 or q8 (kind 0, 1, 2): keys, then values; q8: bytes, and
+//             behind those of a head's keys or values the f16 scales [64][head / 32] of 32 columns each
 //             a row sees the tiles `tiles[first_tile[row] ..]` up to its position, and with a window only the last
 //             `window` positions (0: all)
 #include "device.h"
@@ -14,33 +15,57 @@
 #define LINES 8
 #define MOST_PARTS 8
 
-DEVICE u64 cached(int tile, int key_heads, int key_head, int values, int slot, int head) {
-    return ((((u64)tile * key_heads + key_head) * 2 + values) * TILE + slot) * head;
+enum Kind { HALVES = 0, FLOATS = 1, BYTES = 2 };
+
+// One head's keys or values of a tile, as so many of what lies before them.
+DEVICE u64 cached(int tile, int key_heads, int key_head, int values) {
+    return ((u64)tile * key_heads + key_head) * 2 + values;
+}
+
+// Bytes of one head's keys or values of a tile in q8.
+DEVICE u64 bytes_of_head(int head) { return (u64)TILE * (head + head / 32 * 2); }
+
+// Rounds 32 columns to bytes, a lane each, as the host does: the scale is rounded first. All lanes of a warp come here.
+DEVICE void keep_bytes(float x, u8* to, int slot, int head, int column) {
+    const u16 d = float_to_half(smaller(warp_most(x < 0.f ? -x : x) / 127.f, 65504.f));
+    const float scale = half_to_float(d), inverse = scale > 0.f ? 1.f / scale : 0.f;
+    ((i8*)to)[slot * head + column] = (i8)smaller(larger(nearest(x * inverse), -127.f), 127.f);
+    if (column % 32 == 0) ((u16*)(to + TILE * head))[slot * (head / 32) + column / 32] = d;
 }
 
 // Rounds keys and values of rows into the cache. One block a row.
 KERNEL(256) keep(const float* __restrict__ k, const float* __restrict__ v, const int* __restrict__ positions,
-                 const int* __restrict__ tiles, const int* __restrict__ first_tile, int key_heads, int head, int wide,
+                 const int* __restrict__ tiles, const int* __restrict__ first_tile, int key_heads, int head, int kind,
                  void* __restrict__ cache) {
     const int row = blockIdx.x, position = positions[row], n = key_heads * head;
     const int tile = tiles[first_tile[row] + position / TILE], slot = position % TILE;
     for (int i = threadIdx.x; i < 2 * n; i += blockDim.x) {
         const int values = i >= n, c = values ? i - n : i;
         const float x = (values ? v : k)[(u64)row * n + c];
-        const u64 at = cached(tile, key_heads, c / head, values, slot, head) + c % head;
-        if (wide) ((float*)cache)[at] = x;
+        const u64 which = cached(tile, key_heads, c / head, values), at = (which * TILE + slot) * head + c % head;
+        if (kind == FLOATS) ((float*)cache)[at] = x;
+        else if (kind == BYTES) keep_bytes(x, (u8*)cache + which * bytes_of_head(head), slot, head, c % head);
         else ((u16*)cache)[at] = float_to_half(smaller(larger(x, -65504.f), 65504.f));
     }
 }
 
 // Keys and values of `chunk` positions from `from` on, those behind `last` as zeros. `chunk` divides 64.
-DEVICE void load_chunk(const void* __restrict__ cache, int wide, int tile, int key_heads, int key_head, int from, int last,
+DEVICE void load_chunk(const void* __restrict__ cache, int kind, int tile, int key_heads, int key_head, int from, int last,
                        int chunk, int head, float* keys, float* values) {
     for (int i = threadIdx.x; i < 2 * chunk * head; i += blockDim.x) {
         const int second = i >= chunk * head, e = second ? i - chunk * head : i, j = e / head, d = e % head;
-        const u64 at = cached(tile, key_heads, key_head, second, (from + j) % TILE, head) + d;
+        const int slot = (from + j) % TILE;
+        const u64 which = cached(tile, key_heads, key_head, second), at = (which * TILE + slot) * head + d;
         float x = 0.f;
-        if (from + j <= last) x = wide ? ((const float*)cache)[at] : half_to_float(((const u16*)cache)[at]);
+        if (from + j <= last) {
+            if (kind == FLOATS) x = ((const float*)cache)[at];
+            else if (kind == HALVES) x = half_to_float(((const u16*)cache)[at]);
+            else {
+                const u8* bytes = (const u8*)cache + which * bytes_of_head(head);
+                const u16 scale = ((const u16*)(bytes + TILE * head))[slot * (head / 32) + d / 32];
+                x = (float)((const i8*)bytes)[slot * head + d] * half_to_float(scale);
+            }
+        }
         (second ? values : keys)[j * (head + 1) + d] = x;
     }
 }
@@ -51,7 +76,7 @@ DEVICE bool sees(int position, int key, int window) {
 
 // One warp a line: a query head of a row. Lines of a piece (pieces: first row, rows of one sequence) and a key head lie
 // side by side, eight in a block.  grid: pieces, key heads, eights of lines
-KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cache, int wide, const int* __restrict__ tiles,
+KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cache, int kind, const int* __restrict__ tiles,
                    const int* __restrict__ first_tile, const int* __restrict__ positions,
                    const int* __restrict__ pieces, int heads, int key_heads, int head, int chunk, float scale,
                    int window, float* __restrict__ out, float* __restrict__ log_sum) {
@@ -71,7 +96,7 @@ KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cach
     if (window > 0 && positions[first] >= window) from = (positions[first] - window + 1) / chunk * chunk;
     for (; from <= last; from += chunk) {
         __syncthreads();
-        load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
+        load_chunk(cache, kind, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
                    keys, values);
         __syncthreads();
         if (!alive || from > position) continue;
@@ -129,7 +154,7 @@ DEVICE void weigh(const float* query, const float* d_query, const float* key, co
 }
 
 // dq, laid out as `attend`.
-KERNEL(256) attend_grad_queries(const float* __restrict__ q, const void* __restrict__ cache, int wide,
+KERNEL(256) attend_grad_queries(const float* __restrict__ q, const void* __restrict__ cache, int kind,
                                 const int* __restrict__ tiles, const int* __restrict__ first_tile,
                                 const int* __restrict__ positions, const int* __restrict__ pieces, int heads,
                                 int key_heads, int head, int chunk, float scale, int window,
@@ -160,7 +185,7 @@ KERNEL(256) attend_grad_queries(const float* __restrict__ q, const void* __restr
     if (window > 0 && positions[first] >= window) from = (positions[first] - window + 1) / chunk * chunk;
     for (; from <= last; from += chunk) {
         __syncthreads();
-        load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
+        load_chunk(cache, kind, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
                    keys, values);
         __syncthreads();
         if (!alive || from > position) continue;
@@ -183,7 +208,7 @@ KERNEL(256) attend_grad_queries(const float* __restrict__ q, const void* __restr
 
 // dk and dv of a chunk of keys: a block goes through all lines that see them, eight at a time, in order; nothing is added
 // by two blocks.  chunks: first row of a sequence, its rows, first key.  grid: chunks, key heads.  chunk head <= 4096
-KERNEL(256) attend_grad_keys(const float* __restrict__ q, const void* __restrict__ cache, int wide,
+KERNEL(256) attend_grad_keys(const float* __restrict__ q, const void* __restrict__ cache, int kind,
                              const int* __restrict__ tiles, const int* __restrict__ first_tile,
                              const int* __restrict__ chunks, int heads, int key_heads, int head, int chunk, float scale,
                              int window, const float* __restrict__ d_out, const float* __restrict__ log_sum,
@@ -195,7 +220,7 @@ KERNEL(256) attend_grad_keys(const float* __restrict__ q, const void* __restrict
     const int first = chunks[3 * blockIdx.x], rows = chunks[3 * blockIdx.x + 1], from = chunks[3 * blockIdx.x + 2];
     int end = rows; // behind the last row that sees any of the keys
     if (window > 0 && from + chunk - 1 + window < rows) end = from + chunk - 1 + window;
-    load_chunk(cache, wide, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, rows - 1, chunk, head, keys,
+    load_chunk(cache, kind, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, rows - 1, chunk, head, keys,
                values);
     float gk[16] = {}, gv[16] = {};
     for (int start = 0; start < (end - from) * group; start += LINES) {

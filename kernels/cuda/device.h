@@ -49,6 +49,7 @@ DEVICE float square_root(float v) { return sqrtf(v); }
 DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 DEVICE float smaller(float a, float b) { return fminf(a, b); }
+DEVICE float nearest(float v) { return rintf(v); } // ties to even
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

@@ -339,6 +339,7 @@ DEVICE float square_root(float v) { return sqrtf(v); }
 DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 DEVICE float smaller(float a, float b) { return fminf(a, b); }
+DEVICE float nearest(float v) { return rintf(v); }
 
 DEVICE void copy_16(void* to, const void* from) {
     auto* t = emulator::machine.current;

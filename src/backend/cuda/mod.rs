@@ -266,8 +266,13 @@ impl Cuda {
         })
     }
 
-    fn wide(&self) -> bool {
-        self.shape.precision == Precision::F32
+    /// How keys and values are kept, as kernels name it.
+    fn kind(&self) -> i32 {
+        match self.shape.precision {
+            Precision::F16 => 0,
+            Precision::F32 => 1,
+            Precision::Q8 => 2,
+        }
     }
 
     fn launch(

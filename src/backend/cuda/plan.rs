@@ -4,7 +4,6 @@ use super::facts::Facts;
 use super::layers::Layers;
 use crate::backend::{Outline, Plan, STREAMED};
 use crate::error::{Error, Findings, Kind, Result};
-use crate::ops::kv::Precision;
 use crate::ops::{MatrixId, VectorId};
 
 /// Where regions begin.
@@ -91,9 +90,6 @@ pub(super) fn plan(
     budget: u64,
 ) -> Result<(Vec<(&'static str, u64)>, Residency)> {
     let mut wrong = Findings::default();
-    if plan.kv.precision == Precision::Q8 {
-        wrong.push(Error::expected(Kind::Unsupported, "--kv on a GPU", "f16 or f32", "q8_0"));
-    }
     if plan.kv.head > MOST_HEAD {
         let most = format!("at most {MOST_HEAD}");
         wrong.push(Error::expected(Kind::Unsupported, "columns of a head on a GPU", most, plan.kv.head));

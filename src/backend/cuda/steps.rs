@@ -201,10 +201,10 @@ impl Cuda {
     }
 
     fn attend(&mut self, s: &Attend, view: View) -> Result<()> {
-        let (cache, wide) = (self.cache(s.layer), i32::from(self.wide()));
+        let (cache, kind) = (self.cache(s.layer), self.kind());
         let [q, k, v, out, log_sum] = [s.q, s.k, s.v, s.to, s.log_sum].map(|r| self.register(r));
         let View { positions, tiles, first_tile, pieces, .. } = view;
-        let keep = arguments![k, v, positions, tiles, first_tile, s.key_heads, s.head, wide, cache];
+        let keep = arguments![k, v, positions, tiles, first_tile, s.key_heads, s.head, kind, cache];
         self.launch("keep", [view.rows, 1, 1], 256, 0, keep)?;
         let chunk = chunk(s.head);
         let shared = 4 * (2 * chunk * (s.head + 1) + LINES * s.head);
@@ -212,7 +212,7 @@ impl Cuda {
         let with = arguments![
             q,
             cache,
-            wide,
+            kind,
             tiles,
             first_tile,
             positions,
@@ -230,7 +230,7 @@ impl Cuda {
     }
 
     fn attend_grad(&mut self, s: &Attend, view: View) -> Result<()> {
-        let (cache, wide) = (self.cache(s.layer), i32::from(self.wide()));
+        let (cache, kind) = (self.cache(s.layer), self.kind());
         let [q, out, log_sum] = [s.q, s.to, s.log_sum].map(|r| self.register(r));
         let [dq, dk, dv, d_out] = [s.q, s.k, s.v, s.to].map(|r| self.grad(r));
         let View { positions, tiles, first_tile, pieces, chunks, .. } = view;
@@ -243,7 +243,7 @@ impl Cuda {
         let with = arguments![
             q,
             cache,
-            wide,
+            kind,
             tiles,
             first_tile,
             positions,
@@ -263,7 +263,7 @@ impl Cuda {
         let with = arguments![
             q,
             cache,
-            wide,
+            kind,
             tiles,
             first_tile,
             chunks,
