@@ -2,16 +2,20 @@
 //!
 //! # Forward
 //! ```text
-//! y[c][r] = tree( a_0 … a_{L−1} )     a_j = Σ over k ≡ j (mod L), in order, fused, of w[r][k]·x[c][k]
+//! y[c][r] = Σ over cuts of PIECE elements, in order, of tree( a_0 … a_{L−1} )
+//! a_j = Σ over the cut's k ≡ j (mod L), in order, fused, of w[r][k]·x[c][k]
 //! ```
 //! with L the level's lanes and the tree of `simd::wide::sum`: one sequence of operations per output, however many
-//! rows and columns are computed together. Conversions to f32 are exact.
+//! rows and columns are computed together, here or through panels ([`crate::dense_panel`]). Conversions to f32 are exact.
 //!
 //! # Shapes
 //! `w`: r rows of k elements, `row_bytes` apart; `x [n][k]`; `y[c·stride + r]`, overwritten.
 
 use crate::count::{Count, Four, One, Six, Three, Two};
 use crate::half::{f32_to_bf16, f32_to_f16};
+
+/// Elements whose products are summed by themselves: panels of so many stay close.
+pub const PIECE: usize = 2048;
 
 /// How an unquantized weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,7 @@ pub fn encode(dense: Dense, x: &[f32], out: &mut [u8]) {
 }
 
 /// The last `x.len()` < N elements and zeros.
-fn padded<T: bytemuck::Pod, const N: usize>(x: &[T]) -> [T; N] {
+pub(crate) fn padded<T: bytemuck::Pod, const N: usize>(x: &[T]) -> [T; N] {
     let mut full = [T::zeroed(); N];
     full[..x.len()].copy_from_slice(x);
     full
@@ -71,38 +75,42 @@ levels! {
             w: &[u8], row_bytes: usize, x: &[f32], k: usize, y: &mut [f32], stride: usize, load: L) {
             const LANES: usize = simd::wide::LANES;
             for (group, w) in w.chunks_exact(R::N * row_bytes).enumerate() {
-                let row: [(&[[T; LANES]], &[T]); 4] = core::array::from_fn(|i| {
-                    bytemuck::cast_slice::<u8, T>(&w[i.min(R::N - 1) * row_bytes..][..row_bytes])[..k].as_chunks()
-                });
-                let column: [(&[[f32; LANES]], &[f32]); 6] =
-                    core::array::from_fn(|c| x[c.min(C::N - 1) * k..][..k].as_chunks());
-                let [w0, w1, w2, w3] = row.map(|(body, _)| body);
-                let [x0, x1, x2, x3, x4, x5] = column.map(|(body, _)| body);
-                let mut acc = [[simd::wide::zero(); 6]; 4];
-                let lines = (R::N * row_bytes / 64).div_ceil((k / LANES).max(1));
-                let rows = w0.iter().zip(w1).zip(w2).zip(w3);
-                let columns = x0.iter().zip(x1).zip(x2).zip(x3).zip(x4).zip(x5);
-                for (i, ((((w0, w1), w2), w3), (((((x0, x1), x2), x3), x4), x5))) in rows.zip(columns).enumerate() {
-                    if C::N == 1 {
-                        at::quads::ask(w, i * lines, lines);
+                for first in (0..k).step_by(PIECE) {
+                    let cut = first..k.min(first + PIECE);
+                    let row: [(&[[T; LANES]], &[T]); 4] = core::array::from_fn(|i| {
+                        bytemuck::cast_slice::<u8, T>(&w[i.min(R::N - 1) * row_bytes..])[cut.clone()].as_chunks()
+                    });
+                    let column: [(&[[f32; LANES]], &[f32]); 6] =
+                        core::array::from_fn(|c| x[c.min(C::N - 1) * k..][cut.clone()].as_chunks());
+                    let [w0, w1, w2, w3] = row.map(|(body, _)| body);
+                    let [x0, x1, x2, x3, x4, x5] = column.map(|(body, _)| body);
+                    let mut acc = [[simd::wide::zero(); 6]; 4];
+                    let lines = (R::N * row_bytes / 64).div_ceil((k / LANES).max(1));
+                    let rows = w0.iter().zip(w1).zip(w2).zip(w3);
+                    let columns = x0.iter().zip(x1).zip(x2).zip(x3).zip(x4).zip(x5);
+                    for (i, ((((w0, w1), w2), w3), (((((x0, x1), x2), x3), x4), x5))) in rows.zip(columns).enumerate() {
+                        if C::N == 1 {
+                            at::quads::ask(w, (first / LANES + i) * lines, lines);
+                        }
+                        let x = [x0, x1, x2, x3, x4, x5];
+                        let x: [simd::wide::Floats; 6] =
+                            core::array::from_fn(|c| if c < C::N { simd::wide::load(x[c]) } else { simd::wide::zero() });
+                        step::<R, C>(load(w0), 0, x, &mut acc);
+                        step::<R, C>(load(w1), 1, x, &mut acc);
+                        step::<R, C>(load(w2), 2, x, &mut acc);
+                        step::<R, C>(load(w3), 3, x, &mut acc);
                     }
-                    let x = [x0, x1, x2, x3, x4, x5];
-                    let x: [simd::wide::Floats; 6] =
-                        core::array::from_fn(|c| if c < C::N { simd::wide::load(x[c]) } else { simd::wide::zero() });
-                    step::<R, C>(load(w0), 0, x, &mut acc);
-                    step::<R, C>(load(w1), 1, x, &mut acc);
-                    step::<R, C>(load(w2), 2, x, &mut acc);
-                    step::<R, C>(load(w3), 3, x, &mut acc);
-                }
-                if k % LANES != 0 {
-                    let x = core::array::from_fn(|c| simd::wide::load(&padded(column[c].1)));
+                    if cut.len() % LANES != 0 {
+                        let x = core::array::from_fn(|c| simd::wide::load(&padded(column[c].1)));
+                        for r in 0..R::N {
+                            step::<R, C>(load(&padded(row[r].1)), r, x, &mut acc);
+                        }
+                    }
                     for r in 0..R::N {
-                        step::<R, C>(load(&padded(row[r].1)), r, x, &mut acc);
-                    }
-                }
-                for r in 0..R::N {
-                    for c in 0..C::N {
-                        y[c * stride + group * R::N + r] = simd::wide::sum(acc[r][c]);
+                        for c in 0..C::N {
+                            let (y, sum) = (&mut y[c * stride + group * R::N + r], simd::wide::sum(acc[r][c]));
+                            *y = if first == 0 { sum } else { *y + sum };
+                        }
                     }
                 }
             }

@@ -14,15 +14,15 @@
 //!
 //! * block formats: one f32 accumulator per output, one fused multiply-add per block, blocks in order; all sums
 //!   inside a block are exact integers, so their order is free ([`dot`], [`panel`]);
-//! * dense formats (F32, F16, BF16): `LANES` f32 accumulators, lane *j* takes the elements *k ≡ j*, then one fixed
-//!   tree ([`dense`]);
+//! * dense formats (F32, F16, BF16): `LANES` f32 accumulators, the *j*-th takes the elements *k ≡ j*, then one fixed
+//!   tree; longer rows cut by cut ([`dense`], [`dense_panel`]);
 //! * f32 products of the backward pass: one accumulator per output, the reduction in order ([`gemm`]).
 //!
 //! That is why a row computed alone, in a batch, or by the trainer has the same bits.
 //!
 //! # Rooms
 //! [`quant`] the block formats, one file each · [`acts`] activations rounded to 8 bits · [`dot`] few rows of
-//! activations · [`panel`] many · [`dense`] unquantized weights · [`gemm`] f32 products of the backward pass and of
+//! activations · [`panel`] many · [`dense`] unquantized weights, [`dense_panel`] for many rows · [`gemm`] f32 products of the backward pass and of
 //! adapters · [`narrow`] the backward pass in bf16, where the processor multiplies that · [`attention`] · [`norm`], [`rope`], [`gate`], [`softmax`], [`adam`] the rest of a step · [`activate`] what lies
 //! inside a bottleneck.
 
@@ -37,6 +37,7 @@ mod count;
 pub mod cuda;
 pub mod decode;
 pub mod dense;
+pub mod dense_panel;
 pub mod dot;
 pub mod gate;
 pub mod gemm;

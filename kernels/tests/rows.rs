@@ -2,10 +2,9 @@
 //! awkward lengths.
 
 use onlay_kernels::adam::{AdamW, adamw};
-use onlay_kernels::dense::{self, Dense};
-use onlay_kernels::half::{f32_to_bf16, f32_to_f16};
+use onlay_kernels::dense::{self, Dense, PIECE};
 use onlay_kernels::rope::{Pairs, rotate};
-use onlay_kernels::{Level, gate, norm};
+use onlay_kernels::{Level, dense_panel, gate, norm};
 
 const LENGTHS: [usize; 9] = [1, 2, 7, 8, 15, 31, 33, 63, 200];
 
@@ -154,28 +153,54 @@ fn adamw_follows_the_formula() {
     }
 }
 
+/// Dense weights, aligned for the element as the map is.
+fn stored(kind: Dense, w: &[f32]) -> Vec<u32> {
+    let mut words = vec![0u32; (w.len() * kind.bytes()).div_ceil(4)];
+    dense::encode(kind, w, &mut bytemuck::cast_slice_mut(&mut words)[..w.len() * kind.bytes()]);
+    words
+}
+
+#[test]
+fn dense_panels_have_the_bits_of_a_row_alone() {
+    for level in Level::available() {
+        let (lanes, columns) = (dense_panel::rows(level), dense_panel::columns(level));
+        for (rows, k, n) in
+            [(1, 1, 1), (lanes - 1, 33, columns), (lanes, 200, 2), (7, PIECE + 50, 4), (3, 3 * PIECE, 5)]
+        {
+            let (w, x) = (wave(rows * k, 1), wave(n * k, 2));
+            for kind in [Dense::F32, Dense::F16, Dense::Bf16] {
+                let (words, row_bytes) = (stored(kind, &w), k * kind.bytes());
+                let w = &bytemuck::cast_slice::<u32, u8>(&words)[..rows * row_bytes];
+                let mut want = vec![f32::NAN; n * rows];
+                dense::product(level, kind, w, row_bytes, &x, k, &mut want, rows);
+                let mut packed = vec![f32::NAN; columns * dense_panel::length(level, k)];
+                dense_panel::pack(level, &x, k, &mut packed);
+                let mut panel = vec![f32::NAN; lanes * dense_panel::length(level, k.min(PIECE))];
+                let mut y = vec![f32::NAN; columns * lanes];
+                for from in (0..k).step_by(PIECE) {
+                    let cut = PIECE.min(k - from);
+                    dense_panel::lay(level, kind, w, row_bytes, from..from + cut, &mut panel);
+                    dense_panel::tile(level, &panel, &packed, from, cut, &mut y, lanes);
+                }
+                for (y, want) in y.chunks(lanes).zip(want.chunks(rows)) {
+                    let bits = |y: &[f32]| y.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&y[..rows]), bits(want), "{level:?} {kind:?} {rows} {k} {n}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn dense_products_of_every_shape() {
     for level in Level::available() {
-        for (rows, k, n) in [(1, 1, 1), (3, 7, 2), (4, 64, 5), (9, 33, 4), (17, 200, 7), (5, 16, 9)] {
+        for (rows, k, n) in
+            [(1, 1, 1), (3, 7, 2), (4, 64, 5), (9, 33, 4), (17, 200, 7), (5, 16, 9), (2, PIECE + 9, 3)]
+        {
             let (w, x) = (wave(rows * k, 1), wave(n * k, 2));
             for kind in [Dense::F32, Dense::F16, Dense::Bf16] {
-                let bytes: Vec<u8> = w
-                    .iter()
-                    .flat_map(|v| match kind {
-                        Dense::F32 => v.to_le_bytes().to_vec(),
-                        Dense::F16 => f32_to_f16(*v).to_le_bytes().to_vec(),
-                        Dense::Bf16 => f32_to_bf16(*v).to_le_bytes().to_vec(),
-                    })
-                    .collect();
-                // aligned for the element, as the map is
-                let words: Vec<u32> = bytes
-                    .chunks(4)
-                    .map(|c| {
-                        u32::from_le_bytes([c[0], c[1], *c.get(2).unwrap_or(&0), *c.get(3).unwrap_or(&0)])
-                    })
-                    .collect();
-                let bytes = &bytemuck::cast_slice::<u32, u8>(&words)[..bytes.len()];
+                let words = stored(kind, &w);
+                let bytes = &bytemuck::cast_slice::<u32, u8>(&words)[..rows * k * kind.bytes()];
                 let mut back = vec![0.0; rows * k];
                 dense::decode(level, kind, bytes, &mut back);
                 let row_bytes = k * kind.bytes();

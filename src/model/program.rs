@@ -180,6 +180,7 @@ impl Program {
             members,
             small: has(Grain::Small),
             large: has(Grain::Large),
+            dense: storage.iter().any(|s| s.grain().is_none()),
         }
     }
 

@@ -14,12 +14,13 @@
 //! # Shapes
 //! x `[rows][inputs]`; several matrices may share it (q, k, v; gate, up): x is rounded once.
 
-use super::scratch::{Group, PANEL, ROWS, TASK, Worker};
+use super::dense::MANY;
+use super::scratch::{Group, PANEL, ROWS, Scratch, TASK, Worker};
 use super::{Base, Batch, Delta, Host, Lent, MatrixId, Operation, Site, Span, VectorId};
-use crate::tensor::{Block, Chunks, Grid, Mat, MatMut, Matrix, Register, Slots, Storage};
+use crate::tensor::{Block, Chunks, Grid, Mat, MatMut, Matrix, Register, Storage};
 use onlay_kernels::acts::{self, ActsMut, Grain};
 use onlay_kernels::panel::{self, PanelMut};
-use onlay_kernels::{Level, dense};
+use onlay_kernels::{Level, dense, dense_panel};
 use std::ops::Range;
 
 /// Up to this many rows are multiplied as rows, without panels.
@@ -27,12 +28,6 @@ pub const FEW: usize = onlay_kernels::dot::COLUMNS;
 
 /// Outputs that one task of a few rows takes at most.
 pub(super) const FEW_WIDTH: usize = 512;
-
-/// Rows of unquantized weights that one task takes when activations are many: whole register tiles ([`dense`]).
-const TASK_DENSE: usize = 48;
-
-/// Rows longer than so many bytes are taken half as many at a time.
-const CLOSE: usize = 8192;
 
 /// The most matrices that share an input.
 pub(crate) const SHARING: usize = 4;
@@ -236,7 +231,7 @@ fn multiply_batch(
     let mut tasks: [Option<Task<'_>>; SHARING] = [const { None }; SHARING];
     let mut grids: [Option<Grid<'_, 1>>; SHARING] = [const { None }; SHARING];
     let mut hidden = 0;
-    let mut grains = [false; 2];
+    let (mut grains, mut packs) = ([false; 2], false);
     let mut blocks = [const { 0..0 }; 64];
     let count = n.div_ceil(ROWS);
     assert!(count <= blocks.len(), "{n} rows in one product");
@@ -258,12 +253,10 @@ fn multiply_batch(
         let width = if few {
             // some eight pieces for each member, so that a late one does not hold up the others
             (p.matrix.rows / (8 * members)).next_multiple_of(16).clamp(16, FEW_WIDTH)
-        } else if matches!(p.matrix.storage, Storage::Dense(_)) {
-            // so many rows of weights stay close while the activations pass by
-            if p.matrix.row_bytes > CLOSE { TASK_DENSE / 2 } else { TASK_DENSE }
         } else {
             TASK
         };
+        packs |= base && n >= MANY && matches!(p.matrix.storage, Storage::Dense(_));
         let leaves = says(batch, |d| d.leaves(site));
         *slot = Some(Task { site, matrix: p.matrix, bias: p.bias, leaves, base, stands, hidden });
         hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(site)).max().unwrap_or(0);
@@ -290,7 +283,11 @@ fn multiply_batch(
         let units = if count < 2 * members { 8 } else { 16 };
         let layers = (hidden > 0).then(|| Grid::new([MatMut::new(all_hidden, hidden)], pieces, [units]));
         let next = std::sync::atomic::AtomicUsize::new(0);
+        let next_packed = std::sync::atomic::AtomicUsize::new(0);
         let round = |member: usize| {
+            if packs {
+                super::dense::pack(level, scratch, u, &next_packed);
+            }
             loop {
                 let g = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 if g >= groups {
@@ -316,7 +313,7 @@ fn multiply_batch(
                 hidden_part(level, delta, &tasks, x, rows.start, first, &mut block, memory);
             }
         };
-        if grains == [false; 2] && layers.is_none() {
+        if grains == [false; 2] && !packs && layers.is_none() {
         } else if n == 1 && layers.is_none() {
             round(0); // two microseconds of work: not worth waking anyone
         } else {
@@ -333,11 +330,6 @@ fn multiply_batch(
         let mut worker = scratch.workers.get(member);
         for (task, grid) in tasks.iter().zip(&grids) {
             let (Some(task), Some(grid)) = (task, grid) else { break };
-            let groups = match task.matrix.storage.grain() {
-                Some(Grain::Small) => Some(&scratch.small),
-                Some(Grain::Large) => Some(&scratch.large),
-                None => None,
-            };
             // few rows wait for memory, many share panels
             let next = || if few { grid.next_for(member, members) } else { grid.next() };
             while let Some((b, [first], [mut block])) = next() {
@@ -352,7 +344,7 @@ fn multiply_batch(
                 }
                 if task.base {
                     let stride =
-                        outputs(level, task, groups, u, rows.clone(), first, width, few, &mut worker);
+                        outputs(level, scratch, task, u, rows.clone(), first, width, few, &mut worker);
                     let Worker { tile, spare, .. } = &mut *worker;
                     let mut y = MatMut::new(&mut tile[..rows.len() * stride], stride);
                     // what layers add, they add while the outputs are close
@@ -537,8 +529,8 @@ fn hidden_part(
 #[allow(clippy::too_many_arguments)]
 fn outputs(
     level: Level,
+    scratch: &Scratch,
     task: &Task<'_>,
-    groups: Option<&Slots<Group>>,
     x: Mat<'_>,
     rows: Range<usize>,
     first: usize,
@@ -549,10 +541,18 @@ fn outputs(
     let (m, n) = (&task.matrix, rows.len());
     let w = m.part(first, width);
     // packed rows come in whole groups; their outputs lie TASK apart
-    let packed = !few && groups.is_some();
-    let (stride, padded) = if packed { (TASK, n.next_multiple_of(acts::columns(level))) } else { (width, n) };
-    let tile = &mut worker.tile[..padded * stride];
+    let (stride, columns) = match m.storage {
+        Storage::Block(_) if !few => (TASK, acts::columns(level)),
+        Storage::Dense(_) if x.rows() >= MANY => (TASK, dense_panel::columns(level)),
+        _ => (width, 1),
+    };
+    let tile = &mut worker.tile[..n.next_multiple_of(columns) * stride];
+    let groups = m.storage.grain().map(|g| if g == Grain::Small { &scratch.small } else { &scratch.large });
     match (m.storage, groups) {
+        (Storage::Dense(d), _) if x.rows() >= MANY => {
+            let panel = bytemuck::cast_slice_mut(&mut worker.panel);
+            super::dense::outputs(level, d, (w, m.row_bytes, m.cols), &scratch.packed, rows, panel, tile);
+        }
         (Storage::Dense(d), _) => {
             dense::product(level, d, w, m.row_bytes, x.part(rows).data(), m.cols, tile, stride);
         }

@@ -9,6 +9,7 @@
 mod add;
 mod attend;
 pub(crate) mod back;
+mod dense;
 mod embed;
 mod gate;
 mod hook;

@@ -5,8 +5,9 @@ use crate::tensor::Slots;
 use onlay_kernels::Level;
 use onlay_kernels::acts::{self, Acts, ActsMut, Grain};
 use onlay_kernels::attention::{self, Running, TILE};
+use onlay_kernels::dense::PIECE;
 use onlay_kernels::panel::PanelMut;
-use onlay_kernels::{gemm, panel};
+use onlay_kernels::{dense_panel, gemm, panel};
 
 /// Memory that layers want around products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,11 +68,17 @@ pub struct Needs {
     pub small: bool,
     /// Some base matrix has 256-weight blocks.
     pub large: bool,
+    /// Some base matrix is not quantized.
+    pub dense: bool,
 }
 
 impl Needs {
     fn back(&self) -> bool {
         self.outputs > 0 || self.head_back.0 > 0
+    }
+    /// Whether many rows meet unquantized weights.
+    fn panels(&self) -> bool {
+        self.dense && self.rows >= super::dense::MANY
     }
 }
 
@@ -79,8 +86,10 @@ impl Needs {
 pub(super) const TASK: usize = 64;
 /// Elements of the reduction that a task lays into panels at a time.
 pub(super) const PANEL: usize = 2048;
-/// Rows of activations that one task of a large product takes at most: a multiple of every level's columns.
+/// Rows of activations that one task of a large product takes at most: a multiple of [`GROUP`].
 pub(super) const ROWS: usize = 516;
+/// A multiple of every level's columns.
+const GROUP: usize = 12;
 /// Rows of the base that a backward task decodes at a time, and columns it takes.
 pub(super) const BACK: (usize, usize) = (128, 256);
 /// What the rows of a decoded piece lie apart: not a power of two, so that they do not share cache sets.
@@ -186,7 +195,7 @@ pub struct Scratch {
     pub(super) entered: Slots<Vec<f32>>,
     /// Gradients of keys and of values in front of sequences; they grow for a layer that was not planned for.
     pub(super) lead: Slots<[Vec<f32>; 2]>,
-    /// Gradients of outputs, packed for the backward product: one slot per group of rows.
+    /// Gradients of outputs for the backward product, or inputs of unquantized ones, packed: one slot per group of rows.
     pub(super) packed: Slots<Vec<f32>>,
 }
 
@@ -200,14 +209,8 @@ impl Scratch {
         };
         let back = needs.back();
         let many = needs.rows > super::FEW;
-        let lanes = panel::lanes(level);
-        let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
-        let panel = if many {
-            TASK / lanes * PanelMut::words(lanes, PANEL.min(needs.inputs.next_multiple_of(256)))
-        } else {
-            0
-        };
-        let tile = Self::tile(rows, needs);
+        let panel = Self::panel(level, needs);
+        let tile = Self::tile(needs);
         Scratch {
             needs,
             small: some(needs.small, Grain::Small),
@@ -225,21 +228,41 @@ impl Scratch {
             hidden: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.hidden]),
             entered: Slots::new(1, |_| vec![0.0; needs.rows * needs.room.entered]),
             lead: Slots::new(1, |_| [(); 2].map(|()| vec![0.0; needs.lead_back])),
-            packed: Slots::new(if back { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }, |i| {
-                vec![0.0; Self::packed(level, needs, i)]
-            }),
+            packed: Slots::new(Self::groups(level, needs), |i| vec![0.0; Self::packed(level, needs, i)]),
         }
     }
 
-    /// Numbers in the i-th group of packed gradients.
+    /// Groups of packed rows; both uses pack as many rows together.
+    fn groups(level: Level, needs: Needs) -> usize {
+        if needs.back() || needs.panels() { needs.rows.div_ceil(gemm::rows(level)) } else { 0 }
+    }
+
+    /// Numbers in the i-th group of packed rows.
     fn packed(level: Level, needs: Needs, i: usize) -> usize {
         let per = gemm::rows(level);
         let (rows, outputs) = needs.head_back;
-        per * needs.outputs.max(if i < rows.div_ceil(per) { outputs } else { 0 })
+        let inputs = if needs.panels() { dense_panel::length(level, needs.inputs) } else { 0 };
+        per * needs.outputs.max(inputs).max(if i < rows.div_ceil(per) { outputs } else { 0 })
+    }
+
+    /// Words of a member's panels.
+    fn panel(level: Level, needs: Needs) -> usize {
+        let blocks = if needs.rows > super::FEW {
+            let lanes = panel::lanes(level);
+            TASK / lanes * PanelMut::words(lanes, PANEL.min(needs.inputs.next_multiple_of(256)))
+        } else {
+            0
+        };
+        blocks.max(if needs.panels() {
+            TASK * dense_panel::length(level, needs.inputs.min(PIECE))
+        } else {
+            0
+        })
     }
 
     /// Outputs of a member's largest task: many rows, few rows, or a piece of a gradient.
-    fn tile(rows: usize, needs: Needs) -> usize {
+    fn tile(needs: Needs) -> usize {
+        let rows = needs.rows.min(ROWS).next_multiple_of(GROUP);
         let back = if needs.back() { needs.rows * BACK.1 } else { 0 };
         (rows * TASK).max(super::FEW * FEW_WIDTH).max(back)
     }
@@ -263,13 +286,8 @@ impl Scratch {
         let k = needs.inputs.next_multiple_of(256) as u64;
         let group = |grain: Grain| columns * (k + 4 * k / grain.len() as u64 + 4 * k / 32);
         let groups = needs.rows.div_ceil(acts::columns(level)).max(1) as u64;
-        let lanes = panel::lanes(level);
         let (back, many) = (needs.back(), needs.rows > super::FEW);
-        let rows = needs.rows.min(ROWS).next_multiple_of(acts::columns(level));
-        let mut worker = 4 * Self::tile(rows, needs);
-        if many {
-            worker += 4 * TASK / lanes * PanelMut::words(lanes, PANEL.min(k as usize));
-        }
+        let mut worker = 4 * (Self::tile(needs) + Self::panel(level, needs));
         worker += 4 * if back { BACK.0 * BACK_STRIDE } else { 16 * TASK };
         worker +=
             4 * needs.head * (if back { 4 } else { 2 } * attention::ROWS + if back { 6 } else { 2 } * TILE);
@@ -281,10 +299,7 @@ impl Scratch {
         total += groups * if needs.small { group(Grain::Small) } else { 0 };
         total += groups * if needs.large { group(Grain::Large) } else { 0 };
         total += 4 * (needs.rows * (needs.room.hidden + needs.room.entered) + 2 * needs.lead_back) as u64;
-        if back {
-            let groups = needs.rows.div_ceil(gemm::rows(level));
-            total += (0..groups).map(|i| 4 * Self::packed(level, needs, i) as u64).sum::<u64>();
-        }
-        total
+        let packed = (0..Self::groups(level, needs)).map(|i| Self::packed(level, needs, i) as u64);
+        total + 4 * packed.sum::<u64>()
     }
 }
