@@ -55,7 +55,7 @@ class Sides:
     def onlay(self, kind, prompt=0, generate=0, more=(), name=None):
         """Tokens per second and ceiling of one test."""
         d = lines([self.a.onlay, "bench", self.model(kind, name), "-p", prompt, "-n", generate, "-r", 1,
-                   "--threads", self.a.threads, "--json", *more])[-1]
+                   "--threads", self.a.threads, "--device", self.a.device, "--json", *more])[-1]
         return d["tokens_per_second"], d["ceiling"]
 
     def llama(self, kind, prompt=0, generate=0, more=(), name=None):
@@ -100,6 +100,7 @@ def main():
     ap.add_argument("--adapter", help="a LoRA, for the row lora")
     ap.add_argument("--formats", default="Q4_K_M,Q4_0,Q6_K,Q8_0,F16")
     ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--device", default="cpu", help="where Onlay computes; llama.cpp's programs use what they were built for")
     ap.add_argument("--repeats", type=int, default=5)
     args = ap.parse_args()
     s, n = Sides(args), args.repeats

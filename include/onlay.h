@@ -190,6 +190,8 @@ typedef struct onlay_session_options {
     int32_t kv;            /* default ONLAY_KV_F16 */
     uint32_t adapter_rank; /* room for adapters: their ranks together (of LoHa their squares), 64 virtual tokens; default 64 */
     uint32_t reserved;     /* 0 */
+    onlay_text device;     /* "cpu" (default), or an NVIDIA GPU such as "cuda:0", which wears LoRA only */
+    uint64_t gpu_memory;   /* the most bytes of it that may be taken; 0 (default): seven eighths of what is free */
 } onlay_session_options;
 
 onlay_status onlay_session_options_init(onlay_session_options *options, size_t struct_size, onlay_error **error);
@@ -352,6 +354,8 @@ typedef struct onlay_train_options {
     onlay_text layer_options;     /* what else a method has: a JSON object by the names of onlay train's flags, */
                                   /* with members such as "virtual-tokens": 20, "tokens": [5, 9], "scale": "learned" */
     onlay_text optimizer;         /* adamw (default) or adamw8bit */
+    onlay_text device;            /* as in onlay_session_options */
+    uint64_t gpu_memory;          /* as in onlay_session_options */
 } onlay_train_options;
 
 onlay_status onlay_train_options_init(onlay_train_options *options, size_t struct_size, onlay_error **error);

@@ -267,7 +267,7 @@ fn within(memory: u64) -> Device {
 
 /// The small bundled model, of several layers.
 fn fable() -> Arc<Model> {
-    open(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fable-15m.gguf"))
+    open(root().join("models/fable-15m.gguf"))
 }
 
 /// A runner of few rows, without layers.
@@ -390,6 +390,22 @@ alone! {
         assert!(apart(&got, &want).0 < 2e-2);
     }
 
+    /// A token alone shares its keys out; a row of a prompt does not.
+    long_sequences_are_the_hosts [] {
+        let model = model("qwen3/F32.gguf");
+        let tokens = tokens(&model, 230, 8);
+        for kv in [Precision::F32, Precision::Q8] {
+            let with = |device| Options { kv, ..on(device) };
+            let want = logits(&mut runner(&model, with(Device::Host)), &tokens, None);
+            let mut card = runner(&model, with(device()));
+            let (all, single) = (logits(&mut card, &tokens, None), one_by_one(&mut card, &tokens, None));
+            let (mean, _) = apart(&all, &want);
+            let (single_mean, most) = apart(&single, &want);
+            println!("{}: {mean:.1e} and {single_mean:.1e} apart, at most {most:.1e}", kv.name());
+            assert!(mean < 2e-2 && single_mean < 2e-2 && most < 0.2);
+        }
+    }
+
     /// Of four tokens the first is queued step by step, the others at once.
     tokens_are_queued_at_once ["ONLAY_FAKE_CUDA_FAIL" = "cuGraphLaunch:3:700"] {
         let model = model("llama/F32.gguf");
@@ -462,7 +478,7 @@ alone! {
 alone! {
     the_command_line_knows_devices [] {
         use cli::{Scratch, bad, good, json};
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = root();
         let (model, rows) = (root.join("models/fable-15m.gguf"), root.join("models/parrot.jsonl"));
         let card = device().to_string();
         let say = |device: &str| good(&args!["run", &model, "-p", "Once upon", "-n", "6", "--temp", "0", "--device", device]);

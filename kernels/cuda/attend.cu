@@ -74,33 +74,34 @@ DEVICE bool sees(int position, int key, int window) {
     return key <= position && (window == 0 || position - key < window);
 }
 
-// One warp a line: a query head of a row. Lines of a piece (pieces: first row, rows of one sequence) and a key head lie
-// side by side, eight in a block.  grid: pieces, key heads, eights of lines
-KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cache, int kind, const int* __restrict__ tiles,
-                   const int* __restrict__ first_tile, const int* __restrict__ positions,
-                   const int* __restrict__ pieces, int heads, int key_heads, int head, int chunk, float scale,
-                   int window, float* __restrict__ out, float* __restrict__ log_sum) {
-    DYNAMIC_SHARED(float, room); // keys, values [chunk][head + 1]; q [8][head]
-    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y, group = heads / key_heads;
-    const int first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1];
-    const int line = blockIdx.z * LINES + warp;
+// Where a line stands: a query head of a row. Lines of a piece (pieces: first row, rows of one sequence) and a key head lie
+// side by side, a warp each.
+struct Line {
+    int row, h, position;
+    bool alive;
+};
+DEVICE Line line_of(const int* __restrict__ positions, int first, int count, int group, int key_head, int line) {
     const bool alive = line < count * group;
-    const int row = first + (alive ? line / group : 0), h = key_head * group + line % group;
-    const int position = positions[row], last = positions[first + count - 1];
-    float* query = queries + warp * head;
-    if (alive)
-        for (int d = lane; d < head; d += 32) query[d] = q[((u64)row * heads + h) * head + d];
-    float o[MOST_PARTS] = {}, most = -3.0e38f, sum = 0.f;
-    int from = 0;
-    if (window > 0 && positions[first] >= window) from = (positions[first] - window + 1) / chunk * chunk;
+    const int row = first + (alive ? line / group : 0);
+    return {row, key_head * group + line % group, positions[row], alive};
+}
+
+// Softmax over a line's keys, as far as it has come.
+struct Running {
+    float o[MOST_PARTS], most, sum;
+};
+
+// Goes on over the keys `from .. last`, from a multiple of `chunk` on. All threads of a block come here.
+DEVICE void go_on(const Line& line, const float* query, const void* __restrict__ cache, int kind, const int* __restrict__ tiles,
+                  int key_heads, int key_head, int head, int chunk, float scale, int window, int from, int last, float* keys,
+                  float* values, Running& run) {
+    const int lane = threadIdx.x & 31;
     for (; from <= last; from += chunk) {
         __syncthreads();
-        load_chunk(cache, kind, tiles[first_tile[first] + from / TILE], key_heads, key_head, from, last, chunk, head,
-                   keys, values);
+        load_chunk(cache, kind, tiles[from / TILE], key_heads, key_head, from, last, chunk, head, keys, values);
         __syncthreads();
-        if (!alive || from > position) continue;
-        const bool seen = lane < chunk && sees(position, from + lane, window);
+        if (!line.alive || from > line.position) continue;
+        const bool seen = lane < chunk && from + lane <= last && sees(line.position, from + lane, window);
         float score = -3.0e38f;
         if (seen) {
             score = 0.f;
@@ -108,25 +109,105 @@ KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cach
             for (int d = 0; d < head; ++d) score = fused(query[d], keys[lane * (head + 1) + d], score);
             score *= scale;
         }
-        const float next = larger(most, warp_most(score));
-        const float p = seen ? exponential(score - next) : 0.f, fade = exponential(most - next);
-        sum = sum * fade + warp_sum(p);
-        most = next;
+        const float next = larger(run.most, warp_most(score));
+        const float p = seen ? exponential(score - next) : 0.f, fade = exponential(run.most - next);
+        run.sum = run.sum * fade + warp_sum(p);
+        run.most = next;
 #pragma unroll
-        for (int i = 0; i < MOST_PARTS; ++i) o[i] *= fade;
+        for (int i = 0; i < MOST_PARTS; ++i) run.o[i] *= fade;
 #pragma unroll 2
         for (int j = 0; j < chunk; ++j) {
             const float pj = shuffle(p, j);
 #pragma unroll
             for (int i = 0; i < MOST_PARTS; ++i)
-                if (lane + 32 * i < head) o[i] = fused(pj, values[j * (head + 1) + lane + 32 * i], o[i]);
+                if (lane + 32 * i < head) run.o[i] = fused(pj, values[j * (head + 1) + lane + 32 * i], run.o[i]);
         }
     }
-    if (!alive) return;
+}
+
+// The first key that a piece sees, rounded down to a chunk.
+DEVICE int first_key(int position, int window, int chunk) {
+    return window > 0 && position >= window ? (position - window + 1) / chunk * chunk : 0;
+}
+
+// grid: pieces, key heads, eights of lines
+KERNEL(256, 2) attend(const float* __restrict__ q, const void* __restrict__ cache, int kind, const int* __restrict__ tiles,
+                   const int* __restrict__ first_tile, const int* __restrict__ positions,
+                   const int* __restrict__ pieces, int heads, int key_heads, int head, int chunk, float scale,
+                   int window, float* __restrict__ out, float* __restrict__ log_sum) {
+    DYNAMIC_SHARED(float, room); // keys, values [chunk][head + 1]; q [8][head]
+    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y;
+    const int first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1];
+    const Line line = line_of(positions, first, count, heads / key_heads, key_head, blockIdx.z * LINES + warp);
+    const u64 at = (u64)line.row * heads + line.h;
+    float* query = queries + warp * head;
+    if (line.alive)
+        for (int d = lane; d < head; d += 32) query[d] = q[at * head + d];
+    Running run = {{}, -3.0e38f, 0.f};
+    go_on(line, query, cache, kind, tiles + first_tile[first], key_heads, key_head, head, chunk, scale, window,
+          first_key(positions[first], window, chunk), positions[first + count - 1], keys, values, run);
+    if (!line.alive) return;
 #pragma unroll
     for (int i = 0; i < MOST_PARTS; ++i)
-        if (lane + 32 * i < head) out[((u64)row * heads + h) * head + lane + 32 * i] = o[i] / sum;
-    if (lane == 0) log_sum[(u64)row * heads + h] = most + logarithm(sum);
+        if (lane + 32 * i < head) out[at * head + lane + 32 * i] = run.o[i] / run.sum;
+    if (lane == 0) log_sum[at] = run.most + logarithm(run.sum);
+}
+
+// The same for pieces of at most eight lines, whose keys many blocks share among them: a token alone would keep few of
+// them busy. What each finds lies in parts [rows][heads][gridDim.z][head + 2]: o, the largest score, the sum.
+// grid: pieces, key heads, parts
+KERNEL(256, 2) attend_parts(const float* __restrict__ q, const void* __restrict__ cache, int kind,
+                         const int* __restrict__ tiles, const int* __restrict__ first_tile,
+                         const int* __restrict__ positions, const int* __restrict__ pieces, int heads, int key_heads,
+                         int head, int chunk, float scale, int window, float* __restrict__ parts) {
+    DYNAMIC_SHARED(float, room); // as above
+    float *keys = room, *values = keys + chunk * (head + 1), *queries = values + chunk * (head + 1);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y;
+    const int first = pieces[2 * blockIdx.x], count = pieces[2 * blockIdx.x + 1], last = positions[first + count - 1];
+    const Line line = line_of(positions, first, count, heads / key_heads, key_head, warp);
+    const u64 at = (u64)line.row * heads + line.h;
+    float* query = queries + warp * head;
+    if (line.alive)
+        for (int d = lane; d < head; d += 32) query[d] = q[at * head + d];
+    const int begin = first_key(positions[first], window, chunk);
+    const int chunks = (last - begin) / chunk + 1, each = (chunks + (int)gridDim.z - 1) / (int)gridDim.z * chunk;
+    const int from = begin + (int)blockIdx.z * each, end = from + each - 1 < last ? from + each - 1 : last;
+    Running run = {{}, -3.0e38f, 0.f};
+    go_on(line, query, cache, kind, tiles + first_tile[first], key_heads, key_head, head, chunk, scale, window, from, end,
+          keys, values, run);
+    if (!line.alive) return;
+    parts += (at * gridDim.z + blockIdx.z) * (u64)(head + 2);
+#pragma unroll
+    for (int i = 0; i < MOST_PARTS; ++i)
+        if (lane + 32 * i < head) parts[lane + 32 * i] = run.o[i];
+    if (lane == 0) {
+        parts[head] = run.most;
+        parts[head + 1] = run.sum;
+    }
+}
+
+// Puts the parts of a line together, in their order. One warp a line, 8 warps a block.
+KERNEL(256) attend_join(const float* __restrict__ parts, int count, int lines, int head, float* __restrict__ out,
+                        float* __restrict__ log_sum) {
+    const int line = blockIdx.x * LINES + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (line >= lines) return;
+    parts += (u64)line * count * (head + 2);
+    float most = -3.0e38f, sum = 0.f;
+    for (int p = 0; p < count; ++p) most = larger(most, parts[p * (head + 2) + head]);
+    for (int p = 0; p < count; ++p) {
+        const float* part = parts + p * (head + 2);
+        sum += part[head + 1] * exponential(part[head] - most);
+    }
+    for (int d = lane; d < head; d += 32) {
+        float o = 0.f;
+        for (int p = 0; p < count; ++p) {
+            const float* part = parts + p * (head + 2);
+            o = fused(part[d], exponential(part[head] - most), o);
+        }
+        out[(u64)line * head + d] = o / sum;
+    }
+    if (lane == 0) log_sum[line] = most + logarithm(sum);
 }
 
 // delta = out d_out, one warp a head of a row, 8 warps a block.

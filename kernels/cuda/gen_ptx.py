@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""kernels/cuda/*.cu to the committed PTX in kernels/cuda/ptx, without a GPU, a driver or a toolkit.
+"""kernels/cuda/*.cu to the committed PTX in kernels/cuda/ptx, without a GPU, a driver or a toolkit; what is for tests alone,
+kernels/cuda/tests/*.cu, to kernels/cuda/tests/ptx.
 
     gen_ptx.py            writes the files
     gen_ptx.py --check    compares instead, and writes nothing
@@ -31,7 +32,7 @@ PACKAGES = {
 WANTED = re.compile(r"nvidia/(cuda_nvrtc/lib/libnvrtc.*\.so.*|cuda_nvcc/bin/ptxas)$")
 VERSION = "7.8"
 # What runs on Turing runs on everything later; only the tensor cores ask for a text of their own from Ampere on.
-ARCHITECTURES = {"default": ["75"], "matmul_tensor": ["75", "80"]}
+ARCHITECTURES = {"default": ["75"], "matmul_tensor": ["75", "80"], "wrappers": ["75", "80"]}
 CARDS = {"75": ["75", "80", "86", "89", "90", "120"], "80": ["80", "86", "89", "90", "120"]}
 OLD_KNOWS = {"75", "80", "86", "89", "90"}
 
@@ -79,7 +80,7 @@ class Nvrtc:
         program = ctypes.c_void_p()
         code, name = source.read_bytes(), source.name.encode()
         self.lib.nvrtcCreateProgram(ctypes.byref(program), code, name, 0, None, None)
-        options = [f"--gpu-architecture=compute_{architecture}", "--std=c++17", f"-I{HERE}"]
+        options = [f"--gpu-architecture=compute_{architecture}", "--std=c++17", f"-I{source.parent}"]
         options = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
         failed = self.lib.nvrtcCompileProgram(program, len(options), options)
         log = self._text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)
@@ -91,7 +92,7 @@ class Nvrtc:
 
 
 def sources():
-    return sorted(HERE.glob("*.cu"))
+    return sorted(HERE.glob("*.cu")) + sorted(HERE.glob("tests/*.cu"))
 
 
 def stamp(source):
@@ -135,14 +136,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the committed files and write nothing")
     check = parser.parse_args().check
-    folder = HERE / "ptx"
-    folder.mkdir(exist_ok=True)
-    wrong, names, nvrtc = [], set(), Nvrtc()
+    wrong, made, nvrtc = [], set(), Nvrtc()
     with tempfile.TemporaryDirectory() as scratch:
         for source in sources():
             for architecture in ARCHITECTURES.get(source.stem, ARCHITECTURES["default"]):
                 name = f"{source.stem}.{architecture}.ptx"
-                names.add(name)
                 text = ptx(nvrtc, source, architecture)
                 path = pathlib.Path(scratch) / name
                 path.write_text(text)
@@ -156,16 +154,18 @@ def main():
                         seen.append(registers)
                 kernels = text.count(".entry ")
                 print(f"{name}: {kernels} kernels, {len(text)} bytes, at most {max(seen)} registers", flush=True)
-                target = folder / name
+                target = source.parent / "ptx" / name
+                made.add(target)
                 if not check:
+                    target.parent.mkdir(exist_ok=True)
                     target.write_bytes(text.encode())
                 elif not target.exists() or target.read_bytes() != text.encode():
                     wrong.append(f"{name}: not what the sources give; run kernels/cuda/gen_ptx.py")
-    for stale in sorted(p.name for p in folder.iterdir() if p.name not in names):
+    for stale in sorted({file for target in made for file in target.parent.iterdir()} - made):
         if check:
-            wrong.append(f"{stale}: no source gives it")
+            wrong.append(f"{stale.name}: no source gives it")
         else:
-            (folder / stale).unlink()
+            stale.unlink()
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -40,6 +40,22 @@ pub fn device_parts(device: Device, plan: &Plan, outline: &Outline<'_>) -> Resul
     }
 }
 
+/// Bytes per second that a device reads and writes when it copies its own memory: the pace of a memory-bound step.
+///
+/// # Errors
+/// `Unsupported` for the host, whose ceilings are measured with its threads; as [`open`] for a device.
+pub fn copied(device: Device) -> Result<f64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda { index, memory } => cuda::copied(index, memory),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda { .. } => Err(no_cuda()),
+        Device::Host => {
+            Err(crate::Error::new(crate::Kind::Unsupported, "the host has no memory of a device"))
+        }
+    }
+}
+
 /// Takes what `plan` says, on the device that computes.
 ///
 /// # Errors

@@ -7,8 +7,8 @@ use super::boundary::{
 use super::failure::{BUSY, Done, Failure, PANIC};
 use super::model::{Base, encode};
 use super::structs::{
-    CONTEXT, GenerateOptions, Generated, SessionOptions, context, count, flag, precision, reserved, threads,
-    utf8,
+    CONTEXT, GenerateOptions, Generated, SessionOptions, context, count, device, flag, precision, reserved,
+    threads, utf8,
 };
 use crate::adapter::{Adapter, Worn};
 use crate::backend::Device;
@@ -73,6 +73,8 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
     let o = options.read("options")?;
     reserved(o.reserved)?;
     let rank = count(o.adapter_rank.into(), 0, 1 << 16, "adapter_rank")?;
+    let hidden = model.program().widest(|_| rank);
+    let device = device(&o.device, o.gpu_memory)?;
     let longest = model.program().sites.iter().map(|s| s.inputs).max().unwrap_or(0);
     let options = EngineOptions {
         threads: threads(o.threads)?,
@@ -81,11 +83,13 @@ fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOption
         rows: count(o.rows, 1, 1 << 16, "rows")?,
         kv: precision(o.kv)?,
         // what a layer of this rank around every product would need
-        room: match rank {
-            0 => Room::default(),
-            _ => Room { hidden: model.program().widest(|_| rank), entered: longest, lead: LEAD },
+        room: match (rank, device) {
+            (0, _) => Room::default(),
+            (_, Device::Host) => Room { hidden, entered: longest, lead: LEAD },
+            // where nothing else than such layers can be worn
+            _ => Room { hidden, ..Room::default() },
         },
-        device: Device::Host,
+        device,
     };
     let memory = Engine::plan(model, &options)?;
     Ok((options, memory))

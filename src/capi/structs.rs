@@ -2,6 +2,7 @@
 
 use super::boundary::{StructOut, Text, export, plain};
 use super::failure::{Done, Failure};
+use crate::backend::Device;
 use crate::error::{Error, Kind};
 use crate::model::Model;
 use crate::ops::kv::Precision;
@@ -27,6 +28,8 @@ plain! {
         kv: i32 = KV_F16,
         adapter_rank: u32 = 64,
         reserved: u32 = 0,
+        device: Text = Text::EMPTY,
+        gpu_memory: u64 = 0,
     }
 }
 
@@ -100,6 +103,8 @@ plain! {
         method: Text = Text::EMPTY,
         layer_options: Text = Text::EMPTY,
         optimizer: Text = Text::EMPTY,
+        device: Text = Text::EMPTY,
+        gpu_memory: u64 = 0,
     }
 }
 
@@ -202,6 +207,15 @@ pub(super) fn precision(value: i32) -> Done<Precision> {
         KV_Q8 => Ok(Precision::Q8),
         other => Err(Failure::argument(format!("kv: expected ONLAY_KV_..., found {other}"))),
     }
+}
+
+/// What computes; without a name the host. 0 bytes ask for the default.
+pub(super) fn device(name: &Text, memory: u64) -> Done<Device> {
+    let device = match utf8(name.bytes("device")?, "device")? {
+        "" => Device::Host,
+        name => Device::named(name)?,
+    };
+    if memory > 0 { Ok(device.within(memory)?) } else { Ok(device) }
 }
 
 pub(super) fn utf8<'a>(bytes: &'a [u8], name: &str) -> Done<&'a str> {

@@ -146,6 +146,7 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
             n => return Err(Failure::argument(format!("start: expected ONLAY_START_..., found {n}"))),
         },
         kv: precision(o.kv)?,
+        device: structs::device(&o.device, o.gpu_memory)?,
         ..RunOptions::new(level, threads(o.threads)?.unwrap_or_else(Team::default_len))
     })
 }

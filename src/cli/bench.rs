@@ -6,6 +6,7 @@ use super::terminal::{Progress, bytes, json, line};
 use super::{Usage, open};
 use anyhow::Result;
 use onlay::adapter::{Lora, Targets, Worn};
+use onlay::backend::Device;
 use onlay::engine::bench::{self, Ceilings, Cost};
 use onlay::engine::{Engine, EngineOptions, Layer};
 use onlay::model::Model;
@@ -26,11 +27,11 @@ use std::time::Instant;
 ///
 /// The ceiling is what this machine could do at most, measured here with the same threads: for tg the read bandwidth over
 /// the bytes of the weights, for pp and train the multiply-adds per second over those of the weights. Weights that fit
-/// the processor's cache can be read faster than memory. The peak memory is that of the process so far, with the pages of
+/// the processor's cache can be read faster than memory. Of a GPU only the bandwidth is measured, by a copy of its own memory. The peak memory is that of the process so far, with the pages of
 /// the model it has touched; the tests run in the order of what they need.
 ///
 /// JSON, an object for every test: {"test", "tokens_per_second", "fastest", "slowest", "spread", "repeats", "ceiling",
-/// "ceiling_of", "share", "peak_rss_bytes", "threads", "level", "kv", "read_bytes_per_second",
+/// "ceiling_of", "share", "peak_rss_bytes", "threads", "device", "level", "kv", "read_bytes_per_second",
 /// "float_multiply_adds_per_second", "byte_multiply_adds_per_second"}
 #[derive(clap::Args)]
 pub struct Args {
@@ -105,8 +106,20 @@ pub fn main(args: Args) -> Result<()> {
     let mut tests = measure(&args, &model, &worn, &layers)?;
     tests.sort_by_key(|t| t.rank);
     // Last, for it takes 256 MiB, which the peaks are not to show.
-    let ceilings = Ceilings::measure(args.machine.count())?;
-    report(&args, &model, &tests, ceilings)
+    let ceilings = match args.machine.device()? {
+        Device::Host => Limits::Host(Ceilings::measure(args.machine.count())?),
+        device => Limits::Device { read: onlay::backend::copied(device)? },
+    };
+    report(&args, &model, &tests, &ceilings)
+}
+
+/// What the machine can do.
+enum Limits {
+    Host(Ceilings),
+    /// Bytes per second that a GPU reads and writes when it copies its own memory.
+    Device {
+        read: f64,
+    },
 }
 
 /// All tests, the one that needs least memory first.
@@ -201,7 +214,7 @@ fn training(
     })
 }
 
-fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Result<()> {
+fn report(args: &Args, model: &Model, tests: &[Test], limits: &Limits) -> Result<()> {
     let device = args.machine.device()?.to_string();
     let (threads, level, cost) = (args.machine.count(), level()?, Cost::of(model, args.kv.kv));
     let mut table =
@@ -213,15 +226,17 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
         let (fastest, slowest) = (speed(0), speed(last));
         let median = n * 2.0 / (test.seconds[last / 2] + test.seconds[last.div_ceil(2)]);
         let spread = (fastest - slowest) / median;
-        let (ceiling, of) = ceiling(args, test, model, &cost, ceilings);
+        let found = ceiling(args, test, model, &cost, limits);
+        let (ceiling, of) = (found.map(|f| f.0), found.map(|f| f.1));
         if args.json {
             json(&json!({
                 "test": test.name, "tokens_per_second": median, "fastest": fastest, "slowest": slowest,
                 "spread": spread, "repeats": test.seconds.len(), "ceiling": ceiling, "ceiling_of": of,
-                "share": median / ceiling, "peak_rss_bytes": test.peak, "threads": threads, "device": device, "level": level.name(),
-                "kv": args.kv.kv.name(), "read_bytes_per_second": ceilings.read,
-                "float_multiply_adds_per_second": ceilings.floats,
-                "byte_multiply_adds_per_second": ceilings.bytes,
+                "share": ceiling.map(|c| median / c), "peak_rss_bytes": test.peak, "threads": threads, "device": device,
+                "level": level.name(), "kv": args.kv.kv.name(),
+                "read_bytes_per_second": limits.read(),
+                "float_multiply_adds_per_second": limits.host().map(|c| c.floats),
+                "byte_multiply_adds_per_second": limits.host().map(|c| c.bytes),
             }))?;
             continue;
         }
@@ -229,9 +244,9 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
             test.name.clone(),
             format!("{median:.2}"),
             percent(spread),
-            format!("{ceiling:.1}"),
-            percent(median / ceiling),
-            of.into(),
+            ceiling.map_or_else(|| "?".into(), |c| format!("{c:.1}")),
+            ceiling.map_or_else(|| "?".into(), |c| percent(median / c)),
+            of.unwrap_or("not measured").into(),
             test.peak.map_or_else(|| "?".into(), bytes),
         ]);
     }
@@ -239,7 +254,9 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
         return Ok(());
     }
     table.print(0)?;
-    let Ceilings { read, floats, bytes, halves } = ceilings;
+    let Some(&Ceilings { read, floats, bytes, halves }) = limits.host() else {
+        return Ok(line(format_args!("\n{device}: copies {:.1} GB/s", limits.read() / 1e9))?);
+    };
     let of_bf16 = halves.map_or(String::new(), |h| format!(", {:.0} billion of bf16", h / 1e9));
     line(format_args!(
         "\n{threads} threads, {}: reads {:.1} GB/s, {:.0} billion multiply-adds/s of f32, {:.0} billion of bytes{of_bf16}",
@@ -255,25 +272,41 @@ fn report(args: &Args, model: &Model, tests: &[Test], ceilings: Ceilings) -> Res
 ///
 /// Products with block formats are of bytes, with dense weights of f32; gradients of inputs are of f32, or through block
 /// formats of bf16 where the level has that.
-fn ceiling(args: &Args, test: &Test, model: &Model, cost: &Cost, ceilings: Ceilings) -> (f64, &'static str) {
+fn ceiling(
+    args: &Args,
+    test: &Test,
+    model: &Model,
+    cost: &Cost,
+    limits: &Limits,
+) -> Option<(f64, &'static str)> {
+    // A token looks back at all of the depth and, in the middle, at half of the tokens that are timed.
+    let back = |n: u32| f64::from(args.depth) + f64::from(n) / 2.0;
+    if test.rank == 1 {
+        let sessions = f64::from(args.sessions);
+        let bytes = cost.bytes + sessions * cost.position_bytes * back(args.generate);
+        return Some((sessions * limits.read() / bytes, "read bandwidth"));
+    }
+    let ceilings = limits.host()?;
     let blocks = model.bound().storage().iter().any(|s| s.grain().is_some());
     let forward = if blocks { ceilings.bytes } else { ceilings.floats };
     let half = cost.train / 2.0;
-    // A token looks back at all of the depth and, in the middle, at half of the tokens that are timed.
-    let back = |n: u32| f64::from(args.depth) + f64::from(n) / 2.0;
-    match test.rank {
-        0 => {
-            let attention = cost.position * back(args.prompt) / ceilings.floats;
-            (1.0 / (cost.prompt / forward + attention), "peak arithmetic")
-        }
-        1 => {
-            let sessions = f64::from(args.sessions);
-            let bytes = cost.bytes + sessions * cost.position_bytes * back(args.generate);
-            (sessions * ceilings.read / bytes, "read bandwidth")
-        }
-        _ => {
-            let back = ceilings.halves.filter(|_| blocks).unwrap_or(ceilings.floats);
-            (1.0 / (half / forward + half / back), "peak arithmetic")
+    let seconds = if test.rank == 0 {
+        cost.prompt / forward + cost.position * back(args.prompt) / ceilings.floats
+    } else {
+        half / forward + half / ceilings.halves.filter(|_| blocks).unwrap_or(ceilings.floats)
+    };
+    Some((1.0 / seconds, "peak arithmetic"))
+}
+
+impl Limits {
+    fn host(&self) -> Option<&Ceilings> {
+        if let Limits::Host(ceilings) = self { Some(ceilings) } else { None }
+    }
+
+    fn read(&self) -> f64 {
+        match self {
+            Limits::Host(ceilings) => ceilings.read,
+            Limits::Device { read } => *read,
         }
     }
 }

@@ -49,6 +49,22 @@ static void serving(const onlay_model *model) {
     OKAY(onlay_session_plan(model, &options, &more, &error));
     CHECK(bytes > 1000 && more > bytes);
     options.context = 64;
+
+    /* devices: no such name, and one that no machine has */
+    options.device.data = "gpu";
+    options.device.len = 3;
+    WRONG(ONLAY_ARGUMENT, "cuda:0", onlay_session_new(model, &options, &session, &error));
+    options.device.data = "cuda:999";
+    options.device.len = 8;
+    CHECK(onlay_session_new(model, &options, &session, &error) != ONLAY_OK && session == NULL);
+    CHECK(onlay_error_status(error) == ONLAY_UNSUPPORTED || onlay_error_status(error) == ONLAY_DEVICE);
+    onlay_error_free(error);
+    error = NULL;
+    options.device.data = "cpu";
+    options.device.len = 3;
+    options.gpu_memory = 5;
+    WRONG(ONLAY_ARGUMENT, "GPU", onlay_session_new(model, &options, &session, &error));
+    options.gpu_memory = 0;
     OKAY(onlay_session_new(model, &options, &session, &error));
 
     WRONG(ONLAY_ARGUMENT, "at least 1", onlay_session_generate(session, NULL, NULL, NULL, NULL, &error));

@@ -8,9 +8,16 @@ use onlay_kernels::Level;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The repository: where the tests were built, or, where that is not, the folder at hand (tests that were carried to
+/// another machine).
+pub fn root() -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if built.exists() { built.into() } else { PathBuf::from(".") }
+}
+
 /// `tests/oracles/vectors`
 pub fn vectors() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracles/vectors")
+    root().join("tests/oracles/vectors")
 }
 
 /// Data that is not part of the repository: `ONLAY_SHARED`, or `shared/data` beside it.

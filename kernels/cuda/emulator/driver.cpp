@@ -1,5 +1,5 @@
-// A CUDA driver without a card: the part of the driver's interface that Onlay calls, with launches that run the kernels
-// beside it on the emulator. A shared library (build.sh) that is opened in place of libcuda.so.1, for tests.
+// A CUDA driver without a card: the part of the driver's interface that Onlay and its tests call, with launches that run the
+// kernels beside it on the emulator. A shared library (build.sh) that is opened in place of libcuda.so.1, for tests.
 //
 // It is as strict as a driver may be, so that what works by luck on a card fails here:
 //   - Streams are queues. Copies, fills, launches and waits happen when somebody synchronises, no sooner: what is read
@@ -22,9 +22,9 @@
 // Knobs, read by cuInit, every time. When one has changed, calls are counted anew and a failure is forgotten.
 //   ONLAY_FAKE_CUDA_DEVICES      how many devices (1); they share one memory. 0: cuInit finds none, 100
 //   ONLAY_FAKE_CUDA_MEMORY       bytes of memory (1073741824)
-//   ONLAY_FAKE_CUDA_CAPABILITY   compute capability times ten: 75, 80, 86, .. (80). Only what it says of itself and which
-//                                texts it takes: on tensor cores every device multiplies what was chosen when this was
-//                                compiled, bf16, or f16 with ONLAY_EMULATE_TURING
+//   ONLAY_FAKE_CUDA_CAPABILITY   compute capability times ten: 75, 80, 86, .. (80, and with ONLAY_EMULATE_TURING 75). Only
+//                                what it says of itself and which texts it takes: on tensor cores every device multiplies
+//                                what was chosen when this was compiled, bf16, or f16 with ONLAY_EMULATE_TURING
 //   ONLAY_FAKE_CUDA_DRIVER       its version as cuDriverGetVersion tells it (12000)
 //   ONLAY_FAKE_CUDA_FAIL         cuFunctionName:N:CODE, the N-th call of that function, from 1, returns CODE, and with
 //                                CODE 700, 719 or 999 every call from then on does. The name with or without _v2
@@ -39,6 +39,7 @@
 #include "../matmul_tensor.cu"
 #include "../matvec.cu"
 #include "../rows.cu"
+#include "../tests/wrappers.cu"
 #include <algorithm>
 #include <deque>
 #include <functional>
@@ -397,7 +398,12 @@ int read_knobs() {
     state.broken = 0;
     for (Call* call : state.calls) call->times = 0;
     u64* const numbers[] = {&state.devices, &state.total, &state.capability, &state.version};
-    const u64 otherwise[] = {1, 1 << 30, 80, 12000};
+#ifdef ONLAY_EMULATE_TURING
+    const u64 capability = 75;
+#else
+    const u64 capability = 80;
+#endif
+    const u64 otherwise[] = {1, 1 << 30, capability, 12000};
     for (int i = 0; i < 5; ++i) {
         if (i < 4) *numbers[i] = otherwise[i];
         if (i < 4 ? knobs[i].empty() || read_number(knobs[i], *numbers[i]) : read_failure(knobs[i])) continue;
@@ -513,14 +519,23 @@ API(cuMemGetInfo_v2, size_t* free, size_t* total) {
     *free = state.total - state.used;
     return SUCCESS;
 }
-API(cuMemAlloc_v2, u64* p, size_t bytes) {
-    ENTER(cuMemAlloc_v2, CONTEXT);
+int make_device_memory(u64* p, size_t bytes) {
     if (int refused = refuse_near_captures(true)) return refused;
     REQUIRE(bytes, "no bytes");
     const string why = to_string(bytes) + " bytes asked for, " + to_string(state.total - state.used) + " free";
     if (bytes > state.total - state.used || !(*p = make_memory(state.device, bytes))) return refuse(OUT_OF_MEMORY, why);
     state.used += bytes;
     return SUCCESS;
+}
+API(cuMemAlloc_v2, u64* p, size_t bytes) {
+    ENTER(cuMemAlloc_v2, CONTEXT);
+    return make_device_memory(p, bytes);
+}
+// All memory here is the host's also.
+API(cuMemAllocManaged, u64* p, size_t bytes, unsigned flags) {
+    ENTER(cuMemAllocManaged, CONTEXT);
+    REQUIRE(flags == 1, "flags"); // for any stream
+    return make_device_memory(p, bytes);
 }
 API(cuMemFree_v2, u64 p) {
     ENTER(cuMemFree_v2, CONTEXT);

@@ -25,9 +25,9 @@ static u64 word(u64 stream, u64 i) {
     return z ^ z >> 31;
 }
 
-static std::vector<u16> blocks_of(const Layout& layout, u64 stream) {
+static Array<u16> blocks_of(const Layout& layout, u64 stream) {
     static const u16 special[12] = {0, 0x8000, 1, 0x8001, 0x3ff, 0x83ff, 0x400, 0x8400, 0x3c00, 0xbc00, 0x7bff, 0xfbff};
-    std::vector<u16> room((size_t)BLOCKS * layout.bytes / 2);
+    Array<u16> room((size_t)BLOCKS * layout.bytes / 2);
     u8* bytes = (u8*)room.data();
     for (int i = 0; i < BLOCKS * layout.bytes; ++i) bytes[i] = (u8)(word(stream, (u64)i) >> 40);
     for (int b = 0; b < BLOCKS; ++b)
@@ -54,9 +54,9 @@ int main(int count, char** args) {
         same("a format called " + name, stream < 12);
         if (stream == 12) continue;
         const Layout& layout = LAYOUTS[stream];
-        std::vector<u16> blocks = blocks_of(layout, stream);
+        Array<u16> blocks = blocks_of(layout, stream);
         // one row of the table a block, read in the opposite order
-        std::vector<u32> which(BLOCKS);
+        Array<u32> which(BLOCKS);
         for (int b = 0; b < BLOCKS; ++b) which[b] = (u32)(BLOCKS - 1 - b);
         Floats y((size_t)BLOCKS * layout.len, NAN);
         said(launch(take_rows, BLOCKS, 64, 0, (const u8*)blocks.data(), layout.format, (u64)layout.bytes, layout.len,

@@ -25,6 +25,7 @@ int cuCtxSetCurrent(void*);
 int cuCtxSynchronize(void);
 int cuMemGetInfo_v2(size_t*, size_t*);
 int cuMemAlloc_v2(u64*, size_t);
+int cuMemAllocManaged(u64*, size_t, unsigned);
 int cuMemFree_v2(u64);
 int cuMemHostAlloc(void**, size_t, unsigned);
 int cuMemFreeHost(void*);
@@ -249,6 +250,16 @@ static void bounds() {
     gives("a copy to freed memory", cuMemcpyHtoDAsync_v2(d, x, 4, s), 1);
     u64 none;
     gives("no bytes", cuMemAlloc_v2(&none, 0), 1);
+    u64 both = 0;
+    gives("managed memory", cuMemAllocManaged(&both, 16, 1));
+    gives("managed memory of no bytes", cuMemAllocManaged(&none, 0, 1), 1);
+    gives("managed memory for nobody", cuMemAllocManaged(&none, 16, 0), 1);
+    float* seen = (float*)both;
+    gives("a fill", cuMemsetD8Async(both, 0x40, 16, s));
+    same("is seen late", seen[3] != seen[3]);
+    gives("cuStreamSynchronize", cuStreamSynchronize(s));
+    same("on both sides", seen[3] > 3);
+    gives("freed", cuMemFree_v2(both));
 }
 
 static void launches() {

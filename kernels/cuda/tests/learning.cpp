@@ -6,10 +6,10 @@ static void losses(int vocabulary, int threads, float spread) {
     Random r(vocabulary);
     const int rows = 3;
     Floats z = r.many(rows * vocabulary, spread), kept = z, loss(rows, NAN), scales = {0.25f, 1.f, 0.f};
-    std::vector<u32> targets(rows), best(rows);
+    Array<u32> targets(rows), best(rows);
     for (auto& t : targets) t = (u32)r.below(vocabulary);
     Doubles want(rows), want_z(z.size()), want_log(rows);
-    std::vector<u32> want_best(rows);
+    Array<u32> want_best(rows);
     for (int i = 0; i < rows; ++i) {
         const float* row = &kept[i * vocabulary];
         double most = *std::max_element(row, row + vocabulary), sum = 0;
@@ -63,7 +63,7 @@ int main() {
     for (int n : {1, 255, 257, 3000}) steps(n);
     // equals: the first; NaN: never, unless nothing else is there
     Floats z = {1, 5, NAN, 5, 2}, log_sum(1);
-    std::vector<u32> best(1);
+    Array<u32> best(1);
     said(launch(pick, 1, 32, 0, z.data(), 5, best.data(), log_sum.data()), "pick");
     same("the first of equals", best[0] == 1);
     Floats many(300, 0.f);

@@ -1,36 +1,21 @@
 // Products in both orientations, low-rank pairs and their dropout. The weights a kernel multiplies with are what
 // `take_rows` decodes; decoders.cpp holds those against the hashes of the references.
 #include "check.h"
+#include "kinds.h"
 #include "../rows.cu"
-#include "../matvec.cu"
 #include "../matmul.cu"
 #include "../matmul_tensor.cu"
 #include "../layers.cu"
 
-typedef void (*Product)(const u8*, u64, int, int, const float*, int, const float*, float*);
-struct Kind {
-    const char* name;
-    int format, len, bytes;
-    Product one, four;
-};
-#define KIND(n, F, len, bytes) {#n, F, len, bytes, matvec_##n, matvec4_##n}
-static const Kind kinds[] = {
-    KIND(f32, F32, 1, 4),         KIND(f16, F16, 1, 2),         KIND(bf16, BF16, 1, 2),
-    KIND(q4_0, Q4_0, 32, 18),     KIND(q4_1, Q4_1, 32, 20),     KIND(q5_0, Q5_0, 32, 22),
-    KIND(q5_1, Q5_1, 32, 24),     KIND(q8_0, Q8_0, 32, 34),     KIND(q2_k, Q2_K, 256, 84),
-    KIND(q3_k, Q3_K, 256, 110),   KIND(q4_k, Q4_K, 256, 144),   KIND(q5_k, Q5_K, 256, 176),
-    KIND(q6_k, Q6_K, 256, 210),   KIND(iq4_nl, IQ4_NL, 32, 18), KIND(iq4_xs, IQ4_XS, 256, 136),
-};
-
 struct Matrix {
     int rows, cols;
     u64 row_bytes;
-    std::vector<u8> bytes;
+    Array<u8> bytes;
     Floats decoded;
 };
 
 // Random blocks; wherever a scale may lie there is a small one.
-static Matrix matrix(const Kind& k, int rows, int cols, Random& r) {
+static Matrix matrix(const Weight& k, int rows, int cols, Random& r) {
     Matrix m{rows, cols, (u64)(cols / k.len * k.bytes), {}, Floats((size_t)rows * cols, NAN)};
     m.bytes.resize(rows * m.row_bytes);
     for (auto& b : m.bytes) b = (u8)r.next();
@@ -51,7 +36,7 @@ static Matrix matrix(const Kind& k, int rows, int cols, Random& r) {
         default: put(at, d);
         }
     }
-    std::vector<u32> all(rows);
+    Array<u32> all(rows);
     for (int i = 0; i < rows; ++i) all[i] = (u32)i;
     said(launch(take_rows, rows, 32, 0, m.bytes.data(), k.format, m.row_bytes, cols, all.data(), m.decoded.data()), k.name);
     return m;
@@ -76,7 +61,7 @@ static Doubles backward(const Matrix& w, const Floats& dy, int rows, const Float
     return g;
 }
 
-static void vectors(const Kind& k, int outputs, int cols, int rows, bool biased) {
+static void vectors(const Weight& k, int outputs, int cols, int rows, bool biased) {
     std::string name = std::string("matvec ") + k.name + " " + std::to_string(outputs) + "x" + std::to_string(cols) + " rows " +
                        std::to_string(rows);
     Random r(outputs + cols);
@@ -92,7 +77,7 @@ static void vectors(const Kind& k, int outputs, int cols, int rows, bool biased)
     same(name + ": the same bits in groups of four", !memcmp(y.data(), z.data(), 4 * y.size()));
 }
 
-static void matrices(const Kind& k, int outputs, int cols, int rows, bool biased) {
+static void matrices(const Weight& k, int outputs, int cols, int rows, bool biased) {
     std::string name = std::string(k.name) + " " + std::to_string(outputs) + "x" + std::to_string(cols) + " rows " +
                        std::to_string(rows);
     Random r(outputs * 3 + cols);
@@ -145,12 +130,12 @@ static void pairs(int rows, int inputs, int outputs) {
     const int ranks[3] = {4, 9, 1}, stride = 9;
     const float scales[3] = {2.f, 0.5f, 1.f};
     std::vector<Floats> a(3), b(3);
-    std::vector<Pair> table(3);
+    Array<Pair> table(3);
     for (int i = 0; i < 3; ++i) {
         a[i] = r.many(ranks[i] * inputs), b[i] = r.many(ranks[i] * outputs);
         table[i] = {a[i].data(), b[i].data(), ranks[i], scales[i]};
     }
-    std::vector<int> worn(rows);
+    Array<int> worn(rows);
     for (int i = 0; i < rows; ++i) worn[i] = i % 4 - 1; // every fourth row wears none
     Floats x = r.many(rows * inputs), y = r.many(rows * outputs), dy = r.many(rows * outputs), dx = r.many(rows * inputs);
     Doubles want_y = wide(y), want_dx = wide(dx);
@@ -212,8 +197,8 @@ static void dropping(int rows, int cols, u32 rate) {
     const u32 site = 0x80000003u;
     Floats x = r.many(rows * cols), start = r.many(rows * cols), to(rows * cols, NAN), dx = start, want(rows * cols);
     Doubles want_dx = wide(start);
-    std::vector<u64> names(rows);
-    std::vector<int> worn(rows);
+    Array<u64> names(rows);
+    Array<int> worn(rows);
     size_t dropped = 0, tried = 0;
     for (int row = 0; row < rows; ++row) {
         names[row] = (u64)r.next() << 32 | r.next();
@@ -235,6 +220,7 @@ static void dropping(int rows, int cols, u32 rate) {
 }
 
 int main() {
+    on_tensor_cores();
     for (auto& k : kinds) {
         vectors(k, 5, k.len == 1 ? 33 : 256, 3, true);
         vectors(k, 9, 512, 6, false);

@@ -34,7 +34,7 @@ static void turns(int rows, int heads, int head, int half, int adjacent) {
             double a = p * pow(10000, -2.0 * i / (2 * half));
             cos_[p * half + i] = (float)cos(a), sin_[p * half + i] = (float)sin(a);
         }
-    std::vector<int> positions(rows);
+    Array<int> positions(rows);
     for (auto& p : positions) p = r.below(context);
     Doubles want = wide(x), turned_back = wide(x);
     for (int row = 0; row < rows; ++row)
@@ -93,7 +93,7 @@ static void rows_of_tables(int cols) {
     Random r(cols);
     const int table_rows = 9, rows = 4;
     Floats table = r.many(table_rows * cols), y(rows * cols, NAN), z = y, dx = r.many(table_rows * cols);
-    std::vector<u32> which = {8, 0, 3, 5};
+    Array<u32> which = {8, 0, 3, 5};
     Doubles want(rows * cols), want_dx = wide(dx);
     for (int i = 0; i < rows; ++i)
         for (int c = 0; c < cols; ++c) {

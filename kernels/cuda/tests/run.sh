@@ -6,16 +6,15 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 out="${1:-$here/../../../target/cuda/tests}"
 mkdir -p "$out"
-flags=(-std=c++17 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-function)
+. "$here/programs.sh"
+unset ONLAY_TEST_CARD
 checks=(-O1 -fsanitize=address,undefined -fno-sanitize-recover=all)
-build() { g++ "${flags[@]}" "$here/$1.cpp" "${@:3}" -o "$out/$2"; }
 two() { # at once: plainly, and checked
   "$1" "${@:2}" & local first=$!
   "$1-checked" "${@:2}" & local second=$!
   wait "$first"; wait "$second"
 }
-plain() { build "$1" "$1" -O1; }
-plain-checked() { build "$1" "$1-checked" "${checks[@]}"; }
+checked() { for test in "$@"; do build "$test" "$test-checked" "${checks[@]}"; done; }
 driver() {
   "$here/../emulator/build.sh" "$out/libdriver.so" "${flags[@]}"
   build driver driver -O1 -pthread -L"$out" -l:libdriver.so -Wl,-rpath,'$ORIGIN'
@@ -24,9 +23,12 @@ driver-checked() {
   "$here/../emulator/build.sh" "$out/libdriver-checked.so" "${flags[@]}" "${checks[@]}"
   build driver driver-checked "${checks[@]}" -pthread -L"$out" -l:libdriver-checked.so -Wl,-rpath,'$ORIGIN'
 }
-for test in emulator decoders rows products attention learning; do two plain "$test"; done
+programs
+build emulator emulator -O1
+checked products emulator learning & first=$!
+checked attention rows wrappers decoders & second=$!
+wait "$first"; wait "$second"
 two driver
-build products products-turing -O1 -DONLAY_EMULATE_TURING
 # a fibre's stack is no stack the sanitizer knows
 export ASAN_OPTIONS=detect_stack_use_after_return=0:detect_leaks=0
 for program in emulator emulator-checked; do "$out/$program" | sed "s/^emulator/$program/"; done
@@ -38,11 +40,11 @@ for order in forward backward shuffled; do
     ONLAY_EMULATOR_ORDER=$order "$out/$program" "$here/../ptx" | sed "s/^driver/$program/"
   done
 done
-for test in rows products attention learning; do
+for test in wrappers rows products attention learning; do
   for order in forward backward shuffled; do
     for program in "$test" "$test-checked"; do
       ONLAY_EMULATOR_ORDER=$order "$out/$program" | sed "s/^$test/$program/"
     done
   done
 done
-ONLAY_EMULATOR_ORDER=shuffled "$out/products-turing"
+for test in wrappers products; do ONLAY_EMULATOR_ORDER=shuffled "$out/$test-turing"; done

@@ -46,6 +46,7 @@ use crate::ops::{Backward, Batch, Delta, Pairs, Step, Tables, VectorId};
 use crate::tensor::{Register, Team};
 use onlay_kernels::Level;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Of what is free, what is left to others unless told how much to take: an eighth.
 const LEFT: u64 = 8;
@@ -99,6 +100,8 @@ pub struct Cuda {
     grads: Vec<Region>,
     cols: Vec<usize>,
     frame: usize,
+    /// On the way back through the segments.
+    down: bool,
     rows_at_hand: usize,
     back: bool,
     kv: Memory,
@@ -112,6 +115,8 @@ pub struct Cuda {
     sites: Vec<[usize; 2]>,
     /// Of attention's backward pass, `[rows][heads]`.
     delta: Region,
+    /// What blocks find out that share a token's keys.
+    parts: Region,
     streams: Vec<Region>,
     end: Ends,
     turns: [Region; 2],
@@ -140,6 +145,25 @@ pub fn parts(
 ) -> Result<Vec<(&'static str, u64)>> {
     let card = Card::open(index)?;
     plan::plan(plan, outline, budget(&card, memory)?).map(|(parts, _)| parts)
+}
+
+/// Bytes read and written per second while memory is copied: the fastest of some copies.
+///
+/// # Errors
+/// As [`Cuda::new`].
+pub fn copied(index: usize, memory: Option<u64>) -> Result<f64> {
+    let card = Card::open(index)?;
+    let bytes = budget(&card, memory)?.min(1 << 29) / 2;
+    let (from, to, stream) = (Memory::new(&card, bytes)?, Memory::new(&card, bytes)?, Stream::new(&card)?);
+    let mut best = 0f64;
+    for _ in 0..4 {
+        stream.wait()?;
+        let start = Instant::now();
+        (0..8).try_for_each(|_| stream.copy(from.whole(), to.whole()))?;
+        stream.wait()?;
+        best = best.max((16 * bytes) as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }
 
 fn budget(card: &Card, memory: Option<u64>) -> Result<u64> {
@@ -200,7 +224,8 @@ impl Cuda {
         let mut inside = cut(plan::floats(beside))?;
         let beside = beside.map(|n| inside.floats(n));
         let lines = if plan.back { rows * plan.needs.group * plan.kv.heads } else { 0 };
-        let delta = cut(plan::floats([lines]))?.floats(lines);
+        let mut attention = cut(plan::floats([lines, plan::parts(plan)]))?;
+        let [delta, parts] = [lines, plan::parts(plan)].map(|n| attention.floats(n));
         let mut kept = cut(plan::floats(plan::streams(plan)))?;
         let streams = plan::streams(plan).map(|n| kept.floats(n)).collect();
         let mut ends = cut(plan::floats(plan::end(plan)))?;
@@ -228,6 +253,7 @@ impl Cuda {
             grads,
             cols: plan.columns.clone(),
             frame: 0,
+            down: false,
             rows_at_hand: 0,
             back: plan.back,
             kv: Memory::new(&card, plan.kv_bytes())?,
@@ -237,6 +263,7 @@ impl Cuda {
             stride: plan.needs.room.hidden,
             sites: outline.sites.clone(),
             delta,
+            parts,
             streams,
             end: Ends {
                 stream: stream_rows,
@@ -428,10 +455,13 @@ impl Backend for Cuda {
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {
         self.attempt(|s| {
             let (view, drop) = s.tell(batch, false)?;
+            s.down &= !matches!(steps, [Step::Embed(_)]);
+            let up = !s.down;
             s.with_weights(
                 tables,
                 steps,
-                |i| Some(i + 1),
+                // one that is computed again on the way down has its turn next too
+                |i| up.then_some(i + 1),
                 |s| steps.iter().try_for_each(|step| s.forward_step(tables, step, batch, view, drop)),
             )
         });
@@ -480,6 +510,7 @@ impl Backend for Cuda {
 
     fn recall(&mut self, stream: usize, to: Register) {
         self.attempt(|s| {
+            s.down = true;
             let to = s.register_rows(to);
             s.stream.copy(s.streams[stream].part(0, to.bytes()), to)
         });

@@ -2,6 +2,7 @@
 
 use super::facts::Facts;
 use super::layers::Layers;
+use super::steps::{PARTED, PARTS};
 use crate::backend::{Outline, Plan, STREAMED};
 use crate::error::{Error, Findings, Kind, Result};
 use crate::ops::{MatrixId, VectorId};
@@ -50,6 +51,12 @@ pub(super) fn end(plan: &Plan) -> [usize; 9] {
     [wide, wide, n * plan.vocabulary, back, back, n, one, one, one]
 }
 
+/// What blocks find out that share a token's keys.
+pub(super) fn parts(plan: &Plan) -> usize {
+    let heads = plan.needs.group * plan.kv.heads;
+    PARTED.min(plan.needs.rows) * heads * PARTS * (plan.kv.head + 2)
+}
+
 /// Residual streams.
 pub(super) fn streams(plan: &Plan) -> impl Iterator<Item = usize> {
     std::iter::repeat_n(plan.needs.rows * plan.width(), plan.streams)
@@ -65,7 +72,10 @@ fn fixed(plan: &Plan, outline: &Outline<'_>) -> Vec<(&'static str, u64)> {
     vec![
         ("keys and values", plan.kv_bytes()),
         ("activations", frame * (plan.frames as u64 + u64::from(plan.back))),
-        ("inside operations", floats(beside(plan)) + floats([if plan.back { lines } else { 0 }])),
+        (
+            "inside operations",
+            floats(beside(plan)) + floats([if plan.back { lines } else { 0 }, parts(plan)]),
+        ),
         ("residual streams", floats(streams(plan))),
         ("logits", floats(end(plan))),
         ("rotary tables", 2 * aligned(4 * (turns.positions() * turns.half()) as u64)),

@@ -152,6 +152,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        let _ = self.card.bind();
         let _ = ask!(self.card.functions, cuEventDestroy_v2(self.handle.0));
     }
 }

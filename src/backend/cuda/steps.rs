@@ -16,6 +16,13 @@ const WIDE: usize = 512;
 /// Lines of queries in a block of attention.
 const LINES: usize = 8;
 
+/// Blocks that share the keys of a token alone: with eight key heads they are as many as a large card has
+/// multiprocessors.
+pub(super) const PARTS: usize = 16;
+
+/// The most rows whose keys are shared so; more keep a card busy by themselves.
+pub(super) const PARTED: usize = 64;
+
 /// Shared memory that every card gives without being asked.
 const SHARED: usize = 48 << 10;
 
@@ -208,6 +215,28 @@ impl Cuda {
         self.launch("keep", [view.rows, 1, 1], 256, 0, keep)?;
         let chunk = chunk(s.head);
         let shared = 4 * (2 * chunk * (s.head + 1) + LINES * s.head);
+        if view.longest_piece == 1 && s.group() <= LINES && view.rows <= PARTED {
+            let (parts, lines) = (self.parts, view.rows * s.heads);
+            let with = arguments![
+                q,
+                cache,
+                kind,
+                tiles,
+                first_tile,
+                positions,
+                pieces,
+                s.heads,
+                s.key_heads,
+                s.head,
+                chunk,
+                s.scale,
+                0,
+                parts
+            ];
+            self.launch("attend_parts", [view.piece_count, s.key_heads, PARTS], 256, shared, with)?;
+            let with = arguments![parts, PARTS, lines, s.head, out, log_sum];
+            return self.launch("attend_join", [lines.div_ceil(LINES), 1, 1], 256, 0, with);
+        }
         let grid = [view.piece_count, s.key_heads, (view.longest_piece * s.group()).div_ceil(LINES)];
         let with = arguments![
             q,
