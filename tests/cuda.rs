@@ -20,7 +20,7 @@ mod card;
 #[path = "support/cli.rs"]
 #[macro_use]
 mod cli;
-use card::{alone, device};
+use card::{alone, device, real};
 
 macro_rules! alone { ($($(#[$m:meta])* $name:ident [$($knob:literal = $value:literal),*] $body:block)*) => { $(
     #[test]
@@ -188,14 +188,16 @@ alone! {
     a_run_follows_the_hosts [] {
         for name in ["llama/F32.gguf", "llama-wide/Q4_K.gguf"] {
             let model = model(name);
+            // the fake driver is slow
+            let steps = if real() { 200 } else { 12 };
             let recipe = Recipe { rate: 3e-3, warmup: 2, ..Recipe::default() };
             let run = |device| {
                 let mut layer = Targets::parse("all").unwrap().layer(model.program(), 4, 2.0).unwrap();
                 layer.start(&mut Rng::new(1));
                 layer.learn(96, 0.1, 7).unwrap();
                 let (mut trainer, layer) = trainer(&model, layer, Keep::Streams, device);
-                let losses: Vec<f64> = (0..12)
-                    .map(|i| trainer.step(&examples(&model, i % 3), &recipe, 12).unwrap().loss)
+                let losses: Vec<f64> = (0..steps)
+                    .map(|i| trainer.step(&examples(&model, i % 3), &recipe, steps).unwrap().loss)
                     .collect();
                 let (after, _) = trainer.evaluate(&examples(&model, 0)).unwrap();
                 let numbers: Vec<f32> = (0..layer.parts().len()).flat_map(|i| layer.params().read(i).clone()).collect();
@@ -207,7 +209,7 @@ alone! {
                 assert!((b / a - 1.0).abs() < 2e-2, "step {}: {b} against {a}", i + 1);
             }
             assert!((card.1 / host.1 - 1.0).abs() < 2e-2, "evaluated: {} against {}", card.1, host.1);
-            assert!(card.0[11] < card.0[2], "it learned nothing: {:?}", card.0);
+            assert!(card.0[card.0.len() - 1] < card.0[2], "it learned nothing: {:?}", card.0);
             assert!(card == again, "two runs differ");
         }
     }

@@ -4,6 +4,7 @@
 //! A driver is opened once in a process, so each test runs in a process of its own, with the fake driver's knobs it wants.
 #![allow(dead_code)]
 
+use onlay::Kind;
 use onlay::backend::Device;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,6 +45,8 @@ pub fn alone(name: &str, knobs: &[(&str, &str)], body: impl FnOnce()) {
     if !real() {
         let Some(library) = fake() else { return };
         child.env("ONLAY_CUDA_LIBRARY", library).envs(knobs.iter().copied());
+    } else if onlay::backend::copied(device()).is_err_and(|e| e.kind() == Kind::Device) {
+        return println!("skipped: no device {}", device());
     } else if !knobs.is_empty() {
         return println!("skipped: {name} needs the fake driver's knobs");
     }
