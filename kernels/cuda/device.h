@@ -11,6 +11,11 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+// Four neighbours that are read at once, from a multiple of 16 bytes.
+struct alignas(16) Four {
+    float v[4];
+};
+
 #ifdef ONLAY_EMULATE
 #include "emulator/emulator.h"
 #else

@@ -21,6 +21,12 @@ DEVICE void product(const u8* __restrict__ w, u64 row_bytes, int outputs, int co
         for (int c = 0; c < N; ++c) {
             if (first + c >= rows) break;
             const float* xs = x + (u64)(first + c) * cols + k;
+            if (cols % 8 == 0) {
+                const Four a = ((const Four*)xs)[0], b = ((const Four*)xs)[1];
+#pragma unroll
+                for (int i = 0; i < 8; ++i) sum[c] = fused(v[i], i < 4 ? a.v[i] : b.v[i - 4], sum[c]);
+                continue;
+            }
 #pragma unroll
             for (int i = 0; i < 8; ++i)
                 if (k + i < cols) sum[c] = fused(v[i], xs[i], sum[c]);
@@ -35,11 +41,11 @@ DEVICE void product(const u8* __restrict__ w, u64 row_bytes, int outputs, int co
 }
 
 #define PRODUCT(name, F)                                                                                               \
-    KERNEL(128) matvec_##name(const u8* w, u64 row_bytes, int outputs, int cols, const float* x, int rows,             \
+    KERNEL(128, 6) matvec_##name(const u8* w, u64 row_bytes, int outputs, int cols, const float* x, int rows,          \
                               const float* bias, float* y) {                                                           \
         product<F, 1>(w, row_bytes, outputs, cols, x, rows, bias, y);                                                  \
     }                                                                                                                  \
-    KERNEL(128) matvec4_##name(const u8* w, u64 row_bytes, int outputs, int cols, const float* x, int rows,            \
+    KERNEL(128, 6) matvec4_##name(const u8* w, u64 row_bytes, int outputs, int cols, const float* x, int rows,         \
                                const float* bias, float* y) {                                                          \
         product<F, 4>(w, row_bytes, outputs, cols, x, rows, bias, y);                                                  \
     }
