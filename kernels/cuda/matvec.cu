@@ -14,6 +14,8 @@ DEVICE void product(const u8* __restrict__ w, u64 row_bytes, int outputs, int co
     float sum[N];
 #pragma unroll
     for (int c = 0; c < N; ++c) sum[c] = 0.f;
+    // some steps ahead: what is on its way from memory must cover its latency, and few warps fit beside these
+#pragma unroll(N == 1 ? 4 : 2)
     for (int k = 8 * lane; k < cols; k += 256) {
         float v[8];
         weights<F>(row, k, cols, v);
