@@ -1,7 +1,8 @@
 // Products with many rows on tensor cores: activations and decoded weights meet as bf16 (f16 on Turing), sums are f32.
-//   Forward   y = x W^T (+ bias)            tensor_matmul        cols a multiple of 32
-//   Backward  dx += dy W                    tensor_matmul_grad   outputs a multiple of 32
-//   Shapes    as in matmul.cu; a block of 4 warps makes 64 x 64 results, a warp 32 x 32
+//   Forward   y = x W^T (+ bias)            tensor_matmul, tensor_matmul_tall               cols a multiple of 32
+//   Backward  dx += dy W                    tensor_matmul_grad, tensor_matmul_grad_tall     outputs a multiple of 32
+//   Shapes    as in matmul.cu; a block makes 64 x 64 results with 4 warps, or 128 x 64 with 8, a warp 32 x 32: tall blocks
+//             decode a weight for twice as many rows
 // `lift` is a power of two that dy is multiplied with on its way in and the result divided by: f16 has few small numbers.
 //
 // The rows of the next step are on their way into shared memory while this step's are multiplied.
@@ -15,11 +16,11 @@
 #define WIDE_PITCH 72
 
 
-// 64 rows of 32 numbers; rows behind the end repeat the last, whose results nobody keeps
+// Rows of 32 numbers, half as many as there are threads; those behind the end repeat the last, whose results nobody keeps
 DEVICE void fetch_rows(const float* __restrict__ x, int rows, int cols, int first, int from, float* raw) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const int piece = threadIdx.x + 128 * i, r = piece >> 3, c = 4 * (piece & 7);
+        const int piece = threadIdx.x + blockDim.x * i, r = piece >> 3, c = 4 * (piece & 7);
         const int row = first + r < rows ? first + r : rows - 1;
         copy_16(raw + r * DEPTH + c, x + (u64)row * cols + from + c);
     }
@@ -29,7 +30,7 @@ DEVICE void fetch_rows(const float* __restrict__ x, int rows, int cols, int firs
 DEVICE void pack_rows(const float* raw, float lift, u16* left) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const int pair = threadIdx.x + 128 * i, r = pair >> 4, c = 2 * (pair & 15);
+        const int pair = threadIdx.x + blockDim.x * i, r = pair >> 4, c = 2 * (pair & 15);
         *(u32*)(left + r * PITCH + c) = pack(raw[r * DEPTH + c] * lift, raw[r * DEPTH + c + 1] * lift);
     }
 }
@@ -61,26 +62,25 @@ template <bool TURNED> DEVICE void multiply(const u16* left, const u16* right, f
     }
 }
 
-KERNEL(128, 3) tensor_matmul(const u8* __restrict__ w, int format, u64 row_bytes, int outputs, int cols,
-                          const float* __restrict__ x, int rows, const float* __restrict__ bias, float* __restrict__ y) {
-    SHARED float raw[2 * SIDE * DEPTH];
-    SHARED u16 left[SIDE * PITCH];
-    SHARED u16 right[SIDE * PITCH];
-    const int output = blockIdx.x * SIDE, row = blockIdx.y * SIDE;
+// `side` rows of results; the memory is the kernel's.
+DEVICE void forward(int side, float* raw, u16* left, u16* right, const u8* __restrict__ w, int format, u64 row_bytes,
+                    int outputs, int cols, const float* __restrict__ x, int rows, const float* __restrict__ bias,
+                    float* __restrict__ y) {
+    const int output = blockIdx.x * SIDE, row = blockIdx.y * side;
     float sums[2][4][4] = {};
     fetch_rows(x, rows, cols, row, 0, raw);
     for (int from = 0, turn = 0; from < cols; from += DEPTH, turn ^= 1) {
         if (from + DEPTH < cols) {
-            fetch_rows(x, rows, cols, row, from + DEPTH, raw + (turn ^ 1) * SIDE * DEPTH);
+            fetch_rows(x, rows, cols, row, from + DEPTH, raw + (turn ^ 1) * side * DEPTH);
             copies_wait<1>();
         } else {
             copies_wait<0>();
         }
         __syncthreads();
-        pack_rows(raw + turn * SIDE * DEPTH, 1.f, left);
+        pack_rows(raw + turn * side * DEPTH, 1.f, left);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int piece = threadIdx.x + 128 * i, o = piece >> 2, p = 8 * (piece & 3);
+        for (int piece = threadIdx.x; piece < SIDE * DEPTH / 8; piece += 2 * side) {
+            const int o = piece >> 2, p = 8 * (piece & 3);
             float v[8] = {};
             if (output + o < outputs) weights(format, w + (u64)(output + o) * row_bytes, from + p, cols, v);
             pack_weights(v, right + o * PITCH + p);
@@ -101,26 +101,23 @@ KERNEL(128, 3) tensor_matmul(const u8* __restrict__ w, int format, u64 row_bytes
             }
 }
 
-KERNEL(128, 3) tensor_matmul_grad(const u8* __restrict__ w, int format, u64 row_bytes, int outputs, int cols,
-                               const float* __restrict__ dy, int rows, float lift, float* __restrict__ dx) {
-    SHARED float raw[2 * SIDE * DEPTH];
-    SHARED u16 left[SIDE * PITCH];
-    SHARED u16 right[DEPTH * WIDE_PITCH];
-    const int col = blockIdx.x * SIDE, row = blockIdx.y * SIDE;
+DEVICE void backward(int side, float* raw, u16* left, u16* right, const u8* __restrict__ w, int format, u64 row_bytes,
+                     int outputs, int cols, const float* __restrict__ dy, int rows, float lift, float* __restrict__ dx) {
+    const int col = blockIdx.x * SIDE, row = blockIdx.y * side;
     float sums[2][4][4] = {};
     fetch_rows(dy, rows, outputs, row, 0, raw);
     for (int from = 0, turn = 0; from < outputs; from += DEPTH, turn ^= 1) {
         if (from + DEPTH < outputs) {
-            fetch_rows(dy, rows, outputs, row, from + DEPTH, raw + (turn ^ 1) * SIDE * DEPTH);
+            fetch_rows(dy, rows, outputs, row, from + DEPTH, raw + (turn ^ 1) * side * DEPTH);
             copies_wait<1>();
         } else {
             copies_wait<0>();
         }
         __syncthreads();
-        pack_rows(raw + turn * SIDE * DEPTH, lift, left);
+        pack_rows(raw + turn * side * DEPTH, lift, left);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int piece = threadIdx.x + 128 * i, o = piece >> 3, c = 8 * (piece & 7);
+        for (int piece = threadIdx.x; piece < SIDE * DEPTH / 8; piece += 2 * side) {
+            const int o = piece >> 3, c = 8 * (piece & 7);
             float v[8];
             weights(format, w + (u64)(from + o) * row_bytes, col + c, cols, v);
             pack_weights(v, right + o * WIDE_PITCH + c);
@@ -141,6 +138,25 @@ KERNEL(128, 3) tensor_matmul_grad(const u8* __restrict__ w, int format, u64 row_
                 if (r < rows && c < cols) dx[(u64)r * cols + c] += sums[i][j][n] * back;
             }
 }
+
+#define PRODUCTS(name, side, threads, blocks)                                                                          \
+    KERNEL(threads, blocks) tensor_matmul##name(const u8* w, int format, u64 row_bytes, int outputs, int cols,         \
+                                                const float* x, int rows, const float* bias, float* y) {               \
+        SHARED float raw[2 * side * DEPTH];                                                                            \
+        SHARED u16 left[side * PITCH];                                                                                 \
+        SHARED u16 right[SIDE * PITCH];                                                                                \
+        forward(side, raw, left, right, w, format, row_bytes, outputs, cols, x, rows, bias, y);                        \
+    }                                                                                                                  \
+    KERNEL(threads, blocks) tensor_matmul_grad##name(const u8* w, int format, u64 row_bytes, int outputs, int cols,    \
+                                                     const float* dy, int rows, float lift, float* dx) {               \
+        SHARED float raw[2 * side * DEPTH];                                                                            \
+        SHARED u16 left[side * PITCH];                                                                                 \
+        SHARED u16 right[DEPTH * WIDE_PITCH];                                                                          \
+        backward(side, raw, left, right, w, format, row_bytes, outputs, cols, dy, rows, lift, dx);                     \
+    }
+PRODUCTS(, 64, 128, 3)
+PRODUCTS(_tall, 128, 256, 2)
+#undef PRODUCTS
 #undef SIDE
 #undef DEPTH
 #undef PITCH

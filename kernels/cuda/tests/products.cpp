@@ -98,18 +98,23 @@ static void matrices(const Weight& k, int outputs, int cols, int rows, bool bias
 #else
     const double within = 6e-3; // bf16 has 8
 #endif
-    if (cols % 32 == 0) {
-        std::fill(y.begin(), y.end(), NAN);
-        said(launch(tensor_matmul, grid, 128, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, x.data(), rows, b,
-                    y.data()), "tensor_matmul " + name);
-        close("tensor_matmul " + name, y, want, within);
-    }
-    if (outputs % 32 == 0) {
-        dx = start;
-        said(launch(tensor_matmul_grad, back, 128, 0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, dy.data(), rows,
-                    1024.f, dx.data()), "tensor_matmul_grad " + name);
-        close("tensor_matmul_grad " + name, dx, want_dx, within);
-    }
+    const int talls = (rows + 127) / 128;
+    if (cols % 32 == 0)
+        for (int tall = 0; tall < 2; ++tall) {
+            const std::string which = (tall ? "tensor_matmul_tall " : "tensor_matmul ") + name;
+            std::fill(y.begin(), y.end(), NAN);
+            said(launch(tall ? tensor_matmul_tall : tensor_matmul, tall ? dim3(grid.x, talls) : grid, tall ? 256 : 128, 0,
+                        w.bytes.data(), k.format, w.row_bytes, outputs, cols, x.data(), rows, b, y.data()), which);
+            close(which, y, want, within);
+        }
+    if (outputs % 32 == 0)
+        for (int tall = 0; tall < 2; ++tall) {
+            const std::string which = (tall ? "tensor_matmul_grad_tall " : "tensor_matmul_grad ") + name;
+            dx = start;
+            said(launch(tall ? tensor_matmul_grad_tall : tensor_matmul_grad, tall ? dim3(back.x, talls) : back, tall ? 256 : 128,
+                        0, w.bytes.data(), k.format, w.row_bytes, outputs, cols, dy.data(), rows, 1024.f, dx.data()), which);
+            close(which, dx, want_dx, within);
+        }
 }
 
 // Gradients of 1e-7, as a mean over many tokens has them, are below the normal numbers of f16.
@@ -229,6 +234,7 @@ int main() {
     }
     for (int cols : {1, 7, 31, 65}) matrices(kinds[0], 33, cols, 3, true), vectors(kinds[1], 3, cols, 1, false);
     matrices(kinds[10], 96, 512, 70, true);
+    matrices(kinds[6], 96, 64, 150, true);
     small_gradients();
     pairs(7, 33, 40);
     pairs(9, 300, 17);

@@ -91,6 +91,13 @@ static void matrices(Memory& room, float* x, float* y, int rows, int outputs, in
         tell("tensor_matmul_grad" + shape, seconds(1, [&] {
             go(tensor_matmul_grad, back, 128, 0, room.p, k.format, row_bytes, outputs, cols, y, rows, 1024.f, x);
         }), work, "TFLOP/s");
+        const unsigned talls = (rows + 127) / 128;
+        tell("tensor_matmul_tall" + shape, seconds(1, [&] {
+            go(tensor_matmul_tall, dim3(grid.x, talls), 256, 0, room.p, k.format, row_bytes, outputs, cols, x, rows, nullptr, y);
+        }), work, "TFLOP/s");
+        tell("tensor_matmul_grad_tall" + shape, seconds(1, [&] {
+            go(tensor_matmul_grad_tall, dim3(back.x, talls), 256, 0, room.p, k.format, row_bytes, outputs, cols, y, rows, 1024.f, x);
+        }), work, "TFLOP/s");
         if (k.format != Q4_K) continue;
         tell("matmul" + shape, seconds(1, [&] {
             go(matmul, grid, 256, 0, room.p, k.format, row_bytes, outputs, cols, x, rows, nullptr, y);

@@ -40,8 +40,12 @@ impl Cuda {
             let grid = [outputs.div_ceil(4), rows.div_ceil(per), 1];
             return self.launch(name, grid, 128, 0, arguments![w, bytes, outputs, cols, x, rows, bias, y]);
         }
-        let grid = [outputs.div_ceil(64), rows.div_ceil(64), 1];
-        let (name, block) = if cols % 32 == 0 { ("tensor_matmul", 128) } else { ("matmul", 256) };
+        let (side, block, name) = match cols % 32 {
+            0 if rows > 64 => (128, 256, "tensor_matmul_tall"),
+            0 => (64, 128, "tensor_matmul"),
+            _ => (64, 256, "matmul"),
+        };
+        let grid = [outputs.div_ceil(64), rows.div_ceil(side), 1];
         self.launch(name, grid, block, 0, arguments![w, format, bytes, outputs, cols, x, rows, bias, y])
     }
 
@@ -51,13 +55,23 @@ impl Cuda {
         let (format, _) = few_rows(m.storage)?;
         let Operands { rows, x, y } = of;
         let (bytes, outputs, cols) = (m.row_bytes as u64, m.rows, m.cols);
-        let grid = [cols.div_ceil(64), rows.div_ceil(64), 1];
-        if outputs % 32 == 0 {
-            let lift = if self.card.has_bf16() { 1.0 } else { LIFT };
-            let with = arguments![w, format, bytes, outputs, cols, y, rows, lift, x];
-            return self.launch("tensor_matmul_grad", grid, 128, 0, with);
+        let (side, block, name) = match outputs % 32 {
+            0 if rows > 64 => (128, 256, "tensor_matmul_grad_tall"),
+            0 => (64, 128, "tensor_matmul_grad"),
+            _ => (64, 256, "matmul_grad"),
+        };
+        let grid = [cols.div_ceil(64), rows.div_ceil(side), 1];
+        if name == "matmul_grad" {
+            return self.launch(
+                name,
+                grid,
+                block,
+                0,
+                arguments![w, format, bytes, outputs, cols, y, rows, x],
+            );
         }
-        self.launch("matmul_grad", grid, 256, 0, arguments![w, format, bytes, outputs, cols, y, rows, x])
+        let lift = if self.card.has_bf16() { 1.0 } else { LIFT };
+        self.launch(name, grid, block, 0, arguments![w, format, bytes, outputs, cols, y, rows, lift, x])
     }
 
     /// `y += s·(x·Aᵀ)·B` for the rows that wear a pair here.
