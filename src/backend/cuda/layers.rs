@@ -34,6 +34,8 @@ struct Held {
     at: Vec<Option<At>>,
     /// The step that wore it last.
     used: u64,
+    /// Where it learns.
+    learning: Option<Learning>,
 }
 
 /// Gradients of the layer that learns, and where they come to on the host.
@@ -52,7 +54,6 @@ pub(super) struct Layers {
     slots: Vec<Option<Held>>,
     table: Memory,
     mirror: Vec<u8>,
-    learning: Option<Learning>,
     /// Bytes that layers may still take.
     left: u64,
     step: u64,
@@ -72,7 +73,6 @@ impl Layers {
             slots: (0..SLOTS).map(|_| None).collect(),
             table: Memory::new(card, Self::bytes(sites.len()))?,
             mirror: vec![0; sites.len() * SLOTS * PAIR],
-            learning: None,
             sites,
             left,
             step: 0,
@@ -140,14 +140,14 @@ impl Layers {
             self.evict(stream, numbers + grads)?;
         }
         let numbers = Memory::new(&self.card, numbers)?;
-        let learning = Memory::new(&self.card, grads)?;
-        self.left -= numbers.whole().bytes() + grads;
-        let mut held = Held { stamp, at, numbers, used: self.step };
-        place(&mut held.at, held.numbers.whole(), learns.then(|| learning.whole()));
+        let mut held = Held { stamp, at, numbers, used: self.step, learning: None };
         if learns {
-            stream.clear(learning.whole())?;
-            self.learning = Some(Learning { host: vec![0.0; grads as usize / 4], memory: learning });
+            let memory = Memory::new(&self.card, grads)?;
+            stream.clear(memory.whole())?;
+            held.learning = Some(Learning { host: vec![0.0; grads as usize / 4], memory });
         }
+        place(&mut held.at, held.numbers.whole(), held.learning.as_ref().map(|l| l.memory.whole()));
+        self.left -= held.bytes();
         fill(stream, pairs, &held.at)?;
         let slot = self.slots.iter().position(Option::is_none).expect("one was made free");
         for (i, at) in held.at.iter().enumerate() {
@@ -168,7 +168,7 @@ impl Layers {
             return Err(Error::expected(Kind::Memory, "room for a layer on the GPU", expected, wanted));
         };
         stream.wait()?; // it may still be read
-        self.left += slot.take().map_or(0, |h| h.numbers.whole().bytes());
+        self.left += slot.take().map_or(0, |h| h.bytes());
         self.changes += 1;
         Ok(())
     }
@@ -191,7 +191,8 @@ impl Layers {
 
     /// Adds the gradients that passes left on the device to the layer's own, and clears them.
     pub fn collect(&mut self, stream: &Stream, slot: usize, learner: &dyn Backward) -> Result<()> {
-        let (Some(learning), Some(held)) = (&mut self.learning, &self.slots[slot]) else { return Ok(()) };
+        let Some(held) = &mut self.slots[slot] else { return Ok(()) };
+        let Some(learning) = &mut held.learning else { return Ok(()) };
         let whole = learning.memory.whole();
         stream.download(whole, bytemuck::cast_slice_mut(&mut learning.host))?;
         stream.clear(whole)?;
@@ -206,6 +207,12 @@ impl Layers {
             learner.pair_back(Site(i as u32), da, db);
         }
         Ok(())
+    }
+}
+
+impl Held {
+    fn bytes(&self) -> u64 {
+        self.numbers.whole().bytes() + self.learning.as_ref().map_or(0, |l| l.memory.whole().bytes())
     }
 }
 
