@@ -48,15 +48,18 @@ impl Device {
     }
 }
 
-/// Bytes of the host through which weights go to a device.
-pub(super) const STAGED: [usize; 2] = [8 << 20; 2];
+/// Bytes of the host through which weights go to a device at a time, and everything else; so many pieces of each.
+pub(super) const STAGED: [usize; 2] = [4 << 20, 512 << 10];
+pub(super) const RING: usize = 4;
 
 impl Device {
     /// Bytes of the host through which weights and rows go to a device: none for the host itself.
     pub fn host_bytes(self, plan: &Plan) -> u64 {
         match self {
             Device::Host => 0,
-            Device::Cuda { .. } => (STAGED.iter().sum::<usize>() + 4 * plan.needs.rows * plan.width()) as u64,
+            Device::Cuda { .. } => {
+                (RING * STAGED.iter().sum::<usize>() + 4 * plan.needs.rows * plan.width()) as u64
+            }
         }
     }
 

@@ -97,7 +97,7 @@ pub trait Backend: Send {
     /// `Unsupported` for a layer that cannot be worn here, `Memory` if there is no room for it.
     fn admit(&mut self, delta: &dyn Delta) -> Result<()>;
 
-    /// Whether everything so far was done: to be asked after every step, before its results are used. After a failure
+    /// Whether everything so far was done, or on a device queued: to be asked after every step, before its results are used. After a failure
     /// nothing more is done.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ pub trait Backend: Send {
     /// Runs `f(i)` for every i below n, spread over whatever threads there are.
     fn each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync));
 
-    /// A cleared tile for keys and values, if one is left.
+    /// A tile for keys and values, if one is left.
     fn take_tile(&mut self) -> Option<u32>;
 
     /// Takes tiles back.

@@ -54,21 +54,27 @@ impl Fit {
             let plan = RunPlan::new(model, layer, data, &options)?;
             Ok(Fit { options, plan })
         };
-        // on the host there is nothing to ask
-        let stays = |fit: &Fit| -> Result<bool> {
+        // whether a device has room for it, and for all weights besides; on the host there is nothing to ask
+        let on_device = |fit: &Fit| -> Result<(bool, bool)> {
             match Trainer::device_plan(model, layer, &fit.plan.options) {
-                Ok(memory) => Ok(memory.parts.iter().all(|(name, bytes)| *name != STREAMED || *bytes == 0)),
-                Err(e) if e.kind() == Kind::Memory => Ok(false),
+                Ok(memory) => Ok((true, memory.parts.iter().all(|(name, n)| *name != STREAMED || *n == 0))),
+                Err(e) if e.kind() == Kind::Memory => Ok((false, false)),
                 Err(e) => Err(e),
             }
         };
         let given = options.rows_of_a_pass;
         let first = tried(Keep::Registers, given, options.optimizer)?;
-        let roomy = stays(&first)?;
-        let Some(most) = most else {
-            let fits = first.plan.memory.total() <= comfort && roomy;
-            return if fits { Ok(first) } else { tried(Keep::Streams, given, options.optimizer) };
-        };
+        let (_, roomy) = on_device(&first)?;
+        let (promise, most) = (most, most.unwrap_or(u64::MAX));
+        if promise.is_none() {
+            if first.plan.memory.total() <= comfort && roomy {
+                return Ok(first);
+            }
+            let second = tried(Keep::Streams, given, options.optimizer)?;
+            if on_device(&second)?.0 {
+                return Ok(second);
+            }
+        }
         let longest = longest(model, layer, data, options);
         let usual = first.plan.options.rows;
         let fewer = ROWS.into_iter().filter(|r| given.is_none() && *r > longest && *r < usual);
@@ -80,8 +86,8 @@ impl Fit {
             let keeps = keeps.into_iter().skip(usize::from(!roomy));
             for (keep, rows) in keeps.chain(rows.iter().map(|r| (Keep::Streams, *r))) {
                 let mut fit = tried(keep, rows, optimizer)?;
-                if fit.plan.memory.total() <= most {
-                    fit.options.memory = Some(most);
+                if fit.plan.memory.total() <= most && on_device(&fit)?.0 {
+                    fit.options.memory = promise;
                     return Ok(fit);
                 }
                 if smallest.as_ref().is_none_or(|s| fit.plan.memory.total() < s.plan.memory.total()) {
@@ -89,7 +95,12 @@ impl Fit {
                 }
             }
         }
-        Err(refusal(model, layer, data, &smallest.expect("something was tried"), most))
+        let smallest = smallest.expect("something was tried");
+        if smallest.plan.memory.total() <= most {
+            // then it was the device
+            Trainer::device_plan(model, layer, &smallest.plan.options)?;
+        }
+        Err(refusal(model, layer, data, &smallest, most))
     }
 
     /// What was chosen, in words.

@@ -506,6 +506,11 @@ API(cuCtxSetCurrent, void* handle) {
     context = (u64)handle;
     return SUCCESS;
 }
+API(cuCtxGetCurrent, void** handle) {
+    ENTER(cuCtxGetCurrent, INITIALIZED);
+    *handle = (void*)context;
+    return SUCCESS;
+}
 API(cuCtxSynchronize, void) {
     ENTER(cuCtxSynchronize, CONTEXT);
     if (int refused = refuse_near_captures(false)) return refused;

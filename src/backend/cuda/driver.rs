@@ -67,6 +67,7 @@ functions! {
     cuDeviceGetAttribute(*mut c_int, c_int, c_int);
     cuDevicePrimaryCtxRetain(*mut Pointer, c_int);
     cuDevicePrimaryCtxRelease_v2(c_int);
+    cuCtxGetCurrent(*mut Pointer);
     cuCtxSetCurrent(Pointer);
     cuMemGetInfo_v2(*mut usize, *mut usize);
     cuMemAlloc_v2(*mut u64, usize);
@@ -101,6 +102,8 @@ functions! {
 
 const OUT_OF_MEMORY: c_int = 2;
 const NO_DEVICE: c_int = 100;
+/// The first that takes the kernels' version of PTX.
+const OLDEST: c_int = 11_080;
 const COMPUTE_CAPABILITY: [c_int; 2] = [75, 76];
 
 fn functions() -> Result<&'static Functions> {
@@ -197,6 +200,10 @@ impl Card {
         }
         let (mut device, mut context, mut capability, mut version) = (0, null_mut(), [0; 2], 0);
         ask!(functions, cuDriverGetVersion(&mut version))?;
+        if version < OLDEST {
+            let found = format!("{}.{}", version / 1000, version % 1000 / 10);
+            return Err(Error::expected(Kind::Device, "CUDA of the driver", "11.8 (R520) or later", found));
+        }
         ask!(functions, cuDeviceGet(&mut device, wanted))?;
         for (to, which) in capability.iter_mut().zip(COMPUTE_CAPABILITY) {
             ask!(functions, cuDeviceGetAttribute(to, which, device))?;
@@ -211,9 +218,7 @@ impl Card {
             return Err(Error::expected(Kind::Device, what, "7.5 (Turing) or later", found));
         }
         ask!(functions, cuDevicePrimaryCtxRetain(&mut context, device))?;
-        let card = Card { functions, device, context: Handle(context), name, capability };
-        card.bind()?;
-        Ok(Arc::new(card))
+        Ok(Arc::new(Card { functions, device, context: Handle(context), name, capability }))
     }
 
     /// What it is called.
@@ -226,9 +231,13 @@ impl Card {
         self.capability[0] >= 8
     }
 
-    /// Makes its context that of the calling thread: before any call from a thread that may be another.
-    pub fn bind(&self) -> Result<()> {
-        ask!(self.functions, cuCtxSetCurrent(self.context.0))
+    /// Makes its context that of the calling thread, which may be the host's own with a context of its own: that comes back
+    /// when this goes.
+    pub fn bind(&self) -> Result<Bound<'_>> {
+        let mut before = null_mut();
+        ask!(self.functions, cuCtxGetCurrent(&mut before))?;
+        ask!(self.functions, cuCtxSetCurrent(self.context.0))?;
+        Ok(Bound { card: self, before })
     }
 
     /// Bytes that are free.
@@ -236,6 +245,18 @@ impl Card {
         let (mut free, mut total) = (0, 0);
         ask!(self.functions, cuMemGetInfo_v2(&mut free, &mut total))?;
         Ok(free as u64)
+    }
+}
+
+/// A thread whose context is a card's.
+pub(super) struct Bound<'a> {
+    card: &'a Card,
+    before: Pointer,
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        let _ = ask!(self.card.functions, cuCtxSetCurrent(self.before));
     }
 }
 

@@ -88,8 +88,9 @@ impl Layers {
 
     /// The slot of a layer that was let in.
     pub fn slot(&self, delta: &dyn Delta) -> Result<usize> {
-        let stamp = delta.pairs().map(Pairs::stamp);
-        let found = self.slots.iter().position(|s| s.as_ref().is_some_and(|h| Some(h.stamp) == stamp));
+        // its numbers are those of its admission, whoever has changed them meanwhile
+        let layer = delta.pairs().map(|p| p.stamp()[0]);
+        let found = self.slots.iter().position(|s| s.as_ref().is_some_and(|h| Some(h.stamp[0]) == layer));
         found.ok_or_else(|| Error::new(Kind::Internal, "a layer is worn that was not let in"))
     }
 
@@ -127,8 +128,8 @@ impl Layers {
         if let Some(held) = self.slots.iter_mut().flatten().find(|h| h.stamp[0] == stamp[0]) {
             held.used = self.step;
             if held.stamp != stamp {
-                held.stamp = stamp;
                 fill(stream, pairs, &held.at)?;
+                held.stamp = stamp;
             }
             return Ok(());
         }
@@ -143,11 +144,9 @@ impl Layers {
         let mut held = Held { stamp, at, numbers, used: self.step, learning: None };
         if learns {
             let memory = Memory::new(&self.card, grads)?;
-            stream.clear(memory.whole())?;
             held.learning = Some(Learning { host: vec![0.0; grads as usize / 4], memory });
         }
         place(&mut held.at, held.numbers.whole(), held.learning.as_ref().map(|l| l.memory.whole()));
-        self.left -= held.bytes();
         fill(stream, pairs, &held.at)?;
         let slot = self.slots.iter().position(Option::is_none).expect("one was made free");
         for (i, at) in held.at.iter().enumerate() {
@@ -155,6 +154,7 @@ impl Layers {
             self.mirror[from..from + PAIR].copy_from_slice(&pair(at.as_ref()));
         }
         stream.upload(&self.mirror, self.table.whole())?;
+        self.left -= held.bytes();
         self.slots[slot] = Some(held);
         self.changes += 1;
         Ok(())
@@ -189,13 +189,18 @@ impl Layers {
         self.sites.iter().enumerate().map(of).collect()
     }
 
-    /// Adds the gradients that passes left on the device to the layer's own, and clears them.
+    /// Clears gradients, before a pass.
+    pub fn clear(&self, stream: &Stream) -> Result<()> {
+        let learning = self.slots.iter().flatten().filter_map(|h| h.learning.as_ref());
+        learning.map(|l| l.memory.whole()).try_for_each(|whole| stream.clear(whole))
+    }
+
+    /// Adds the gradients that a pass left on the device to the layer's own.
     pub fn collect(&mut self, stream: &Stream, slot: usize, learner: &dyn Backward) -> Result<()> {
         let Some(held) = &mut self.slots[slot] else { return Ok(()) };
         let Some(learning) = &mut held.learning else { return Ok(()) };
         let whole = learning.memory.whole();
         stream.download(whole, bytemuck::cast_slice_mut(&mut learning.host))?;
-        stream.clear(whole)?;
         let mut rest = &learning.host[..];
         for (i, at) in held.at.iter().enumerate() {
             let Some(at) = at else { continue };

@@ -39,6 +39,7 @@ use self::layers::Layers;
 use self::queue::{Argument, Graph, Memory, Region, Shape, Stream};
 use self::steps::{Back, chunk};
 use self::weights::Weights;
+use super::device::STAGED;
 use super::{Backend, End, Outline, Plan, Walk};
 use crate::error::{Error, Result};
 use crate::ops::kv::{Precision, Shape as Cached};
@@ -144,6 +145,7 @@ pub fn parts(
     outline: &Outline<'_>,
 ) -> Result<Vec<(&'static str, u64)>> {
     let card = Card::open(index)?;
+    let _bound = card.bind()?;
     plan::plan(plan, outline, budget(&card, memory)?).map(|(parts, _)| parts)
 }
 
@@ -153,8 +155,10 @@ pub fn parts(
 /// As [`Cuda::new`].
 pub fn copied(index: usize, memory: Option<u64>) -> Result<f64> {
     let card = Card::open(index)?;
+    let _bound = card.bind()?;
     let bytes = budget(&card, memory)?.min(1 << 29) / 2;
-    let (from, to, stream) = (Memory::new(&card, bytes)?, Memory::new(&card, bytes)?, Stream::new(&card)?);
+    let (from, to, stream) =
+        (Memory::new(&card, bytes)?, Memory::new(&card, bytes)?, Stream::new(&card, STAGED[1])?);
     let mut best = 0f64;
     for _ in 0..4 {
         stream.wait()?;
@@ -201,10 +205,12 @@ impl Cuda {
     ) -> Result<Self> {
         plan.kv.check()?;
         let card = Card::open(index)?;
+        let same = Arc::clone(&card);
+        let _bound = same.bind()?;
         let budget = budget(&card, memory)?;
         let (parts, residency) = plan::plan(plan, outline, budget)?;
         let taken: u64 = parts.iter().filter(|p| p.0 != "layers").map(|p| p.1).sum();
-        let stream = Arc::new(Stream::new(&card)?);
+        let stream = Arc::new(Stream::new(&card, STAGED[1])?);
         let mut held = Vec::new();
         let mut cut = |bytes: u64| -> Result<Cut> {
             let memory = Memory::new(&card, bytes)?;
@@ -319,9 +325,9 @@ impl Cuda {
         if self.failed.is_some() {
             return;
         }
-        if let Err(e) = self.card.bind().and_then(|()| f(self)) {
-            self.failed = Some(e);
-        }
+        let card = Arc::clone(&self.card);
+        let done = card.bind().and_then(|_bound| f(self));
+        self.failed = done.err();
     }
 
     /// Tells the card of a batch: of the frame's rows, or of the head's.
@@ -415,14 +421,27 @@ impl Cuda {
     }
 }
 
+impl Drop for Cuda {
+    /// Nothing is taken away that is still worked with.
+    fn drop(&mut self) {
+        let _bound = self.card.bind();
+        let _ = self.stream.wait();
+    }
+}
+
 impl Backend for Cuda {
     fn name(&self) -> String {
         format!("cuda, {}", self.card.name())
     }
 
     fn admit(&mut self, delta: &dyn Delta) -> Result<()> {
-        self.card.bind()?;
-        self.layers.admit(&self.stream, delta, self.back)
+        let card = Arc::clone(&self.card);
+        let _bound = card.bind()?;
+        let admitted = self.layers.admit(&self.stream, delta, self.back);
+        if admitted.is_err() {
+            self.layers.done(); // the step will not be: those that were let in for it may go
+        }
+        admitted
     }
 
     fn check(&mut self) -> Result<()> {
@@ -518,6 +537,8 @@ impl Backend for Cuda {
 
     fn clear_grads(&mut self) {
         self.attempt(|s| {
+            // also those of a pass that ended before they were collected
+            s.layers.clear(&s.stream)?;
             (0..s.grads.len()).try_for_each(|i| s.stream.clear(s.grad_rows(Register(i as u16))))
         });
     }

@@ -5,10 +5,11 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Card, Handle, ask};
+use crate::backend::device::RING;
 use crate::error::{Error, Kind, Result};
 use std::ffi::{CStr, CString, c_uint};
 use std::ptr::null_mut;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const EVENT_WITHOUT_TIME: c_uint = 2;
 const STREAM_OF_ITS_OWN: c_uint = 1;
@@ -84,7 +85,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.whole != Region::NONE {
-            let _ = self.card.bind();
+            let _bound = self.card.bind();
             let _ = ask!(self.card.functions, cuMemFree_v2(self.whole.address));
         }
     }
@@ -92,7 +93,7 @@ impl Drop for Memory {
 
 /// Memory of the host that the device reads by itself, with the moment at which it was done reading.
 #[derive(Debug)]
-pub(super) struct Staging {
+struct Staging {
     card: Arc<Card>,
     data: Handle,
     bytes: usize,
@@ -102,19 +103,15 @@ pub(super) struct Staging {
 impl Staging {
     /// # Errors
     /// `Memory` if the system does not give it.
-    pub fn new(card: &Arc<Card>, bytes: usize) -> Result<Staging> {
+    fn new(card: &Arc<Card>, bytes: usize) -> Result<Staging> {
         let mut data = null_mut();
         let read = Event::new(card)?;
         ask!(card.functions, cuMemHostAlloc(&mut data, bytes, 0))?;
         Ok(Staging { card: Arc::clone(card), data: Handle(data), bytes, read })
     }
 
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
     /// Copies `from` into it once the device has read what it held, and queues it on its way to `to`.
-    pub fn send(&mut self, stream: &Stream, from: &[u8], to: Region) -> Result<()> {
+    fn send(&mut self, stream: &Stream, from: &[u8], to: Region) -> Result<()> {
         assert!(from.len() <= self.bytes && from.len() as u64 <= to.bytes);
         ask!(self.card.functions, cuEventSynchronize(self.read.handle.0))?;
         // SAFETY: both hold `from.len()` bytes, and the device is not reading: it was waited for.
@@ -129,7 +126,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let _ = self.card.bind();
+        let _bound = self.card.bind();
         let _ = ask!(self.card.functions, cuEventSynchronize(self.read.handle.0));
         let _ = ask!(self.card.functions, cuMemFreeHost(self.data.0));
     }
@@ -152,7 +149,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let _ = self.card.bind();
+        let _bound = self.card.bind();
         let _ = ask!(self.card.functions, cuEventDestroy_v2(self.handle.0));
     }
 }
@@ -209,24 +206,32 @@ pub(super) struct Shape {
 pub(super) struct Stream {
     card: Arc<Card>,
     handle: Handle,
+    /// What uploads go through, and whose turn it is.
+    staging: Mutex<(Vec<Staging>, usize)>,
 }
 
 impl Stream {
-    pub fn new(card: &Arc<Card>) -> Result<Stream> {
+    /// One whose uploads go through [`RING`] times `staged` bytes of the host.
+    pub fn new(card: &Arc<Card>, staged: usize) -> Result<Stream> {
+        let ring = (0..RING).map(|_| Staging::new(card, staged)).collect::<Result<Vec<_>>>()?;
         let mut stream = null_mut();
         ask!(card.functions, cuStreamCreate(&mut stream, STREAM_OF_ITS_OWN))?;
-        Ok(Stream { card: Arc::clone(card), handle: Handle(stream) })
+        Ok(Stream { card: Arc::clone(card), handle: Handle(stream), staging: Mutex::new((ring, 0)) })
     }
 
-    /// Queues a copy from the host, whose bytes may change at once: memory that is not [`Staging`] is read before the
-    /// driver comes back.
+    /// Queues a copy from the host, whose bytes may change at once: they go through memory that the device reads by itself,
+    /// and wait for a piece of that which it has read.
     pub fn upload(&self, from: &[u8], to: Region) -> Result<()> {
         assert!(from.len() as u64 <= to.bytes, "{} bytes to a region of {}", from.len(), to.bytes);
-        if from.is_empty() {
-            return Ok(());
+        let mut ring = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let (ring, turn) = &mut *ring;
+        let mut at = 0;
+        for part in from.chunks(ring[0].bytes) {
+            *turn = (*turn + 1) % RING;
+            ring[*turn].send(self, part, to.part(at, part.len() as u64))?;
+            at += part.len() as u64;
         }
-        let data = from.as_ptr().cast();
-        ask!(self.card.functions, cuMemcpyHtoDAsync_v2(to.address, data, from.len(), self.handle.0))
+        Ok(())
     }
 
     /// Copies to the host, once everything queued before is done.
@@ -245,6 +250,9 @@ impl Stream {
     /// Queues a copy on the device.
     pub fn copy(&self, from: Region, to: Region) -> Result<()> {
         assert!(from.bytes <= to.bytes, "{} bytes to a region of {}", from.bytes, to.bytes);
+        if from.bytes == 0 {
+            return Ok(());
+        }
         let bytes = from.bytes as usize;
         ask!(self.card.functions, cuMemcpyDtoDAsync_v2(to.address, from.address, bytes, self.handle.0))
     }
@@ -328,7 +336,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let _ = self.card.bind();
+        let _bound = self.card.bind();
         let _ = self.wait();
         let _ = ask!(self.card.functions, cuStreamDestroy_v2(self.handle.0));
     }
@@ -343,7 +351,7 @@ pub(super) struct Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        let _ = self.card.bind();
+        let _bound = self.card.bind();
         let _ = ask!(self.card.functions, cuGraphExecDestroy(self.handle.0));
     }
 }
@@ -387,7 +395,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let _ = self.card.bind();
+        let _bound = self.card.bind();
         let _ = ask!(self.card.functions, cuModuleUnload(self.handle.0));
     }
 }

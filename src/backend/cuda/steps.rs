@@ -29,7 +29,7 @@ const SHARED: usize = 48 << 10;
 /// Keys that attention takes at a time: a tile or a part of it, at most as many as a warp has lanes.
 pub(super) fn chunk(head: usize) -> usize {
     let fits = |c: &usize| c * head <= 4096 && 4 * (2 * c * (head + 1) + 2 * LINES * (head + 32)) <= SHARED;
-    [32, 16, 8, 4].into_iter().find(fits).unwrap_or(2)
+    [32, 16].into_iter().find(fits).unwrap_or(8)
 }
 
 /// What a backward pass knows besides.

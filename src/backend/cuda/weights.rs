@@ -10,7 +10,7 @@
 
 use super::driver::Card;
 use super::plan::Residency;
-use super::queue::{Event, Memory, Region, Staging, Stream};
+use super::queue::{Event, Memory, Region, Stream};
 use crate::backend::Outline;
 use crate::backend::device::STAGED;
 use crate::error::{Error, Kind, Result};
@@ -45,15 +45,13 @@ pub(super) struct Weights {
     /// The slot of the segment at work.
     current: usize,
     copies: Stream,
-    staging: [Staging; 2],
-    turn: usize,
     _memory: [Memory; 2],
 }
 
 impl Weights {
     /// Copies to the device what stays there.
     pub fn new(card: &Arc<Card>, outline: &Outline<'_>, residency: &Residency) -> Result<Weights> {
-        let (tables, copies) = (outline.tables, Stream::new(card)?);
+        let (tables, copies) = (outline.tables, Stream::new(card, STAGED[0])?);
         let resident = Memory::new(card, residency.resident)?;
         let slots = Memory::new(card, 2 * residency.slot)?;
         let mut weights = Weights {
@@ -62,8 +60,6 @@ impl Weights {
             slots: Vec::new(),
             current: 0,
             copies,
-            staging: [Staging::new(card, STAGED[0])?, Staging::new(card, STAGED[1])?],
-            turn: 0,
             _memory: [resident, slots],
         };
         if residency.slot > 0 {
@@ -83,7 +79,7 @@ impl Weights {
             let region = weights._memory[0].whole().part(from, bytes.len() as u64);
             from += (bytes.len() as u64).next_multiple_of(super::plan::ALIGN);
             weights.places[id.0 as usize] = Place::Resident(region);
-            weights.send(bytes, region)?;
+            weights.copies.upload(bytes, region)?;
         }
         for (i, segment) in outline.segments.iter().enumerate().skip(residency.segments) {
             let mut from = 0;
@@ -94,18 +90,6 @@ impl Weights {
         }
         weights.copies.wait()?;
         Ok(weights)
-    }
-
-    /// Queues bytes of the map on their way.
-    fn send(&mut self, bytes: &[u8], to: Region) -> Result<()> {
-        let mut from = 0;
-        for part in bytes.chunks(self.staging[0].len()) {
-            self.turn ^= 1;
-            let to = to.part(from, part.len() as u64);
-            self.staging[self.turn].send(&self.copies, part, to)?;
-            from += part.len() as u64;
-        }
-        Ok(())
     }
 
     /// Whether all stay on the device.
@@ -134,7 +118,7 @@ impl Weights {
             let Place::Streamed(_, from) = self.places[id.0 as usize] else { continue };
             let bytes = tables.matrix(id).bytes;
             let to = self.slots[to].region.part(from, bytes.len() as u64);
-            self.send(bytes, to)?;
+            self.copies.upload(bytes, to)?;
         }
         self.copies.record(&self.slots[to].ready)?;
         self.slots[to].holds = Some(segment);
