@@ -22,6 +22,8 @@
 //! `q, o, do, dq [rows][head]`; a tile of keys `k [TILE][head]` and transposed `kt [head][TILE]`, of values
 //! `v [TILE][head]`, `vt [head][TILE]`; `valid[row]`: how many keys of this tile the row sees.
 
+use crate::count::{Count, Four, One, Three, Two};
+
 /// Keys per tile.
 pub const TILE: usize = 64;
 
@@ -95,6 +97,24 @@ pub struct Keys<'a> {
     pub v: &'a [f32],
 }
 
+/// One tile of keys and values as 16-bit floats.
+#[derive(Clone, Copy, Debug)]
+pub struct Half<'a> {
+    /// `[head][TILE]`
+    pub kt: &'a [u16],
+    /// `[TILE][head]`
+    pub v: &'a [u16],
+}
+
+/// A tile as it is cached, and the one that will be looked at next.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached<'a> {
+    /// What is multiplied.
+    pub now: Half<'a>,
+    /// What memory is asked for meanwhile.
+    pub next: Half<'a>,
+}
+
 /// What the gradient needs besides [`Keys`].
 #[derive(Clone, Copy, Debug)]
 pub struct KeysBack<'a> {
@@ -154,6 +174,119 @@ levels! {
                 *v *= by;
             }
         }
+
+        /// `c [M][C·LANES] += Σ_p a(p, i)·b [p]`, the sums of [`crate::gemm`]; so many `lines` of `next` are asked for in each
+        /// step, for a core has few places for lines on their way.
+        fn few_of[A: Fn(usize, usize) -> f32, M: Count, C: Count](
+            k: usize, a: A, b: &[u16], n: usize, next: *const u8, lines: usize, c: &mut [f32], c_stride: usize) {
+            const L: usize = simd::wide::LANES;
+            let mut acc = [[simd::wide::zero(); 4]; 4];
+            for i in 0..M::N {
+                let (c, _) = c[i * c_stride..][..C::N * L].as_chunks::<L>();
+                for j in 0..C::N {
+                    acc[i][j] = simd::wide::load(&c[j]);
+                }
+            }
+            for (p, b) in b.chunks(n).enumerate().take(k) {
+                for line in 0..lines {
+                    simd::prefetch(next.wrapping_add(2 * p * n + 64 * line));
+                }
+                let (b, _) = b[..C::N * L].as_chunks::<L>();
+                let mut x = [simd::wide::zero(); 4];
+                for j in 0..C::N {
+                    x[j] = simd::wide::load_f16(&b[j]);
+                }
+                for i in 0..M::N {
+                    let a = simd::wide::splat(a(p, i));
+                    for j in 0..C::N {
+                        acc[i][j] = simd::wide::fma(a, x[j], acc[i][j]);
+                    }
+                }
+            }
+            for i in 0..M::N {
+                let (c, _) = c[i * c_stride..][..C::N * L].as_chunks_mut::<L>();
+                for j in 0..C::N {
+                    simd::wide::store(&mut c[j], acc[i][j]);
+                }
+            }
+        }
+
+        /// All columns for M rows.
+        fn few_rows[A: Fn(usize, usize) -> f32, M: Count](
+            k: usize, a: A, b: &[u16], n: usize, next: Option<&[u16]>, c: &mut [f32]) {
+            const L: usize = simd::wide::LANES;
+            // sums and weights have to fit the registers
+            const WIDE: usize = if L == 16 { 4 } else { 2 };
+            let mut lines = if next.is_some() { (2 * n).div_ceil(64) } else { 0 };
+            let next = next.unwrap_or(b).as_ptr().cast::<u8>();
+            let mut j = 0;
+            while j < n {
+                if n - j < WIDE * L {
+                    few_of::<_, M, One>(k, |p, i| a(p, i), &b[j..], n, next, lines, &mut c[j..], n);
+                    j += L;
+                } else if WIDE == 4 {
+                    few_of::<_, M, Four>(k, |p, i| a(p, i), &b[j..], n, next, lines, &mut c[j..], n);
+                    j += 4 * L;
+                } else {
+                    few_of::<_, M, Two>(k, |p, i| a(p, i), &b[j..], n, next, lines, &mut c[j..], n);
+                    j += 2 * L;
+                }
+                lines = 0;
+            }
+        }
+
+        /// `c [m][n] += a(p, i)·b [k][n]` for 16-bit factors as they are cached, `n` a multiple of the lanes.
+        fn few[A: Fn(usize, usize) -> f32](
+            m: usize, k: usize, a: A, b: &[u16], n: usize, next: &[u16], c: &mut [f32]) {
+            for first in (0..m).step_by(4) {
+                let (c, next) = (&mut c[first * n..], (first == 0).then_some(next));
+                match m - first {
+                    1 => few_rows::<_, One>(k, |p, i| a(p, first + i), b, n, next, c),
+                    2 => few_rows::<_, Two>(k, |p, i| a(p, first + i), b, n, next, c),
+                    3 => few_rows::<_, Three>(k, |p, i| a(p, first + i), b, n, next, c),
+                    _ => few_rows::<_, Four>(k, |p, i| a(p, first + i), b, n, next, c),
+                }
+            }
+        }
+
+        /// One row's sums of a tile become weights; what the row holds is scaled to them.
+        fn soften(s: &mut [f32; TILE], scale: f32, valid: usize, state: &mut Running, o: &mut [f32]) {
+            const LANES: usize = simd::wide::LANES;
+            if valid == 0 {
+                s.fill(0.0);
+                return;
+            }
+            for v in s.iter_mut() {
+                *v *= scale;
+            }
+            s[valid..].fill(f32::NEG_INFINITY);
+            let (lanes, _) = s.as_chunks_mut::<LANES>();
+            let mut top = simd::wide::splat(state.m);
+            for v in lanes.iter() {
+                top = simd::wide::max(top, simd::wide::load(v));
+            }
+            let m = simd::wide::largest(top);
+            let shift = simd::wide::splat(m);
+            for v in lanes.iter_mut() {
+                simd::wide::store(v, at::math::exp(simd::wide::sub(simd::wide::load(v), shift)));
+            }
+            // e^{−∞} is clamped, not zero
+            s[valid..].fill(0.0);
+            let mut sum = simd::wide::zero();
+            for v in s.as_chunks::<LANES>().0 {
+                sum = simd::wide::add(sum, simd::wide::load(v));
+            }
+            let sum = simd::wide::sum(sum);
+            if m > state.m {
+                let c: [f32; LANES] = bytemuck::must_cast(at::math::exp(simd::wide::splat(state.m - m)));
+                let c = if state.l == 0.0 { 0.0 } else { c[0] };
+                state.l = state.l * c + sum;
+                scale_row(o, c);
+                state.m = m;
+            } else {
+                state.l += sum;
+            }
+        }
     }
 
     /// Readies query rows `[rows][head]` for [`forward`] over any tiles.
@@ -169,49 +302,36 @@ levels! {
     /// Takes the query rows that are ready over one tile.
     pub fn forward(head: usize, scale: f32, keys: Keys<'_>, valid: &[usize], state: &mut [Running], o: &mut [f32],
                    scratch: &mut Scratch) {
-        const LANES: usize = simd::wide::LANES;
         let rows = valid.len();
         let s = &mut scratch.s[..rows * TILE];
         s.fill(0.0);
         multiply_packed(&scratch.q, rows, head, keys.kt, TILE, s);
-        for i in 0..rows {
-            let s: &mut [f32; TILE] = (&mut s[i * TILE..][..TILE]).try_into().expect("a tile of scores");
-            for v in s.iter_mut() {
-                *v *= scale;
-            }
-            s[valid[i]..].fill(f32::NEG_INFINITY);
-            let (lanes, _) = s.as_chunks_mut::<LANES>();
-            let mut top = simd::wide::splat(state[i].m);
-            for v in lanes.iter() {
-                top = simd::wide::max(top, simd::wide::load(v));
-            }
-            let m = simd::wide::largest(top);
-            if valid[i] == 0 {
-                s.fill(0.0);
-                continue;
-            }
-            let shift = simd::wide::splat(m);
-            for v in lanes.iter_mut() {
-                simd::wide::store(v, at::math::exp(simd::wide::sub(simd::wide::load(v), shift)));
-            }
-            // e^{−∞} is clamped, not zero
-            s[valid[i]..].fill(0.0);
-            let mut sum = simd::wide::zero();
-            for v in s.as_chunks::<LANES>().0 {
-                sum = simd::wide::add(sum, simd::wide::load(v));
-            }
-            let sum = simd::wide::sum(sum);
-            if m > state[i].m {
-                let c: [f32; LANES] = bytemuck::must_cast(at::math::exp(simd::wide::splat(state[i].m - m)));
-                let c = if state[i].l == 0.0 { 0.0 } else { c[0] };
-                state[i].l = state[i].l * c + sum;
-                scale_row(&mut o[i * head..(i + 1) * head], c);
-                state[i].m = m;
-            } else {
-                state[i].l += sum;
-            }
+        let (each, _) = s.as_chunks_mut::<TILE>();
+        for (i, s) in each.iter_mut().enumerate() {
+            soften(s, scale, valid[i], &mut state[i], &mut o[i * head..(i + 1) * head]);
         }
         multiply(s, TILE, 1, rows, TILE, keys.v, head, o, &mut scratch.packed);
+    }
+
+    /// Whether [`forward_cached`] takes so many rows: those of one packed group, whose numbers are widened once either way.
+    pub fn few_enough(head: usize, rows: usize) -> bool {
+        rows <= simd::wide::ROWS && head % simd::wide::LANES == 0
+    }
+
+    /// [`forward`] for few rows over 16-bit keys and values as they are cached: the same sums, without a copy in between.
+    pub fn forward_cached(head: usize, scale: f32, keys: Cached<'_>, valid: &[usize], state: &mut [Running],
+                          o: &mut [f32], scratch: &mut Scratch) {
+        let rows = valid.len();
+        let (s, _) = scratch.s.as_chunks_mut::<TILE>();
+        let s = &mut s[..rows];
+        s.as_flattened_mut().fill(0.0);
+        let (q, _) = scratch.q[..head * simd::wide::ROWS].as_chunks::<{ simd::wide::ROWS }>();
+        let [now, next] = [keys.now, keys.next];
+        few(rows, head, |p, i| q[p][i], now.kt, TILE, next.kt, s.as_flattened_mut());
+        for (i, s) in s.iter_mut().enumerate() {
+            soften(s, scale, valid[i], &mut state[i], &mut o[i * head..(i + 1) * head]);
+        }
+        few(rows, TILE, |p, i| s[i][p], now.v, head, next.v, o);
     }
 
     /// Divides the outputs by their sums.
@@ -257,6 +377,7 @@ levels! {
 mod tests {
     use super::*;
     use crate::Level;
+    use crate::half::{f16_to_f32, f32_to_f16};
 
     fn wave(n: usize, seed: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * 37 + seed * 101) % 211) as f32 / 105.0 - 1.0).collect()
@@ -272,6 +393,41 @@ mod tests {
         let m = s.iter().copied().fold(f64::MIN, f64::max);
         let sum: f64 = s.iter().map(|s| (s - m).exp()).sum();
         (0..head).map(|d| (0..sees).map(|j| (s[j] - m).exp() / sum * v[j * head + d]).sum()).collect()
+    }
+
+    #[test]
+    fn few_rows_over_what_is_cached_have_the_bits_of_many() {
+        for level in Level::available() {
+            for (head, rows) in [(16, 3), (64, 1), (64, 4), (80, 2), (96, 5), (128, 12)] {
+                if !few_enough(level, head, rows) {
+                    continue;
+                }
+                let tiles = 3;
+                let half = |x: Vec<f32>| x.into_iter().map(f32_to_f16).collect::<Vec<u16>>();
+                let wide = |x: &[u16]| x.iter().map(|v| f16_to_f32(*v)).collect::<Vec<f32>>();
+                let (kt, v) = (half(wave(tiles * TILE * head, 2)), half(wave(tiles * TILE * head, 3)));
+                let tile = |t: usize| {
+                    let range = t * TILE * head..(t + 1) * TILE * head;
+                    Half { kt: &kt[range.clone()], v: &v[range] }
+                };
+                let mut scratch = Scratch::new(head, false);
+                ready(level, head, &wave(rows * head, 1), &mut scratch);
+                let (mut states, mut os) =
+                    ([(); 2].map(|()| vec![Running::START; rows]), [(); 2].map(|()| vec![0.0; rows * head]));
+                for t in 0..tiles {
+                    // the first rows see nothing of the last tile
+                    let valid: Vec<usize> =
+                        (0..rows).map(|i| (TILE * 2 + 7 * i).saturating_sub(t * TILE).min(TILE)).collect();
+                    let ([many, few], [o, p]) = (&mut states, &mut os);
+                    let (kt, v) = (wide(tile(t).kt), wide(tile(t).v));
+                    forward(level, head, 0.3, Keys { kt: &kt, v: &v }, &valid, many, o, &mut scratch);
+                    let keys = Cached { now: tile(t), next: tile((t + 1) % tiles) };
+                    forward_cached(level, head, 0.3, keys, &valid, few, p, &mut scratch);
+                }
+                assert_eq!(states[0], states[1], "{level:?} {head} {rows}");
+                assert_eq!(os[0], os[1], "{level:?} {head} {rows}");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! keys and values of these rows are rounded into the cache, then, for each row at position p and each head,
 //! out = Σ_{j ≤ p} softmax_j(scale·q·k_j)·v_j            log_sum = log Σ_j e^{scale·q·k_j}
 //! ```
-//! tile by tile with a running softmax ([`onlay_kernels::attention`]). The first positions may be the layer's own
+//! tile by tile with a running softmax ([`onlay_kernels::attention`]): few rows over 16-bit keys and values where they lie,
+//! others over copies in f32, with the same bits. The first positions may be the layer's own
 //! ([`Delta::prefix`](super::Delta::prefix)): its keys and values go into the cache, rounded as all others, when the first
 //! rows of a sequence do, which stand behind them. Every row sees them.
 //!
@@ -20,7 +21,7 @@ use super::kv::{Pool, TILE};
 use super::scratch::Attending;
 use super::{Host, Operation, Scratch, Span};
 use crate::tensor::{Block, Grid, Mat, MatMut, Register};
-use onlay_kernels::attention::{self, Keys, KeysBack, QueryBack, ROWS, Running};
+use onlay_kernels::attention::{self, Cached, Keys, KeysBack, QueryBack, ROWS, Running};
 use onlay_kernels::{Level, math};
 use std::ops::Range;
 
@@ -96,7 +97,7 @@ impl Operation for Attend {
         }
         let pool: &Pool = host.kv;
         let (mut to, mut log_sum) = (host.frame.write(self.to), host.frame.write(self.log_sum));
-        let (group, head) = (self.group(), self.head);
+        let (group, head, scale) = (self.group(), self.head, self.scale);
         let grid = Grid::new([to.mat(), log_sum.mat()], batch.pieces, [group * head, group]);
         host.team.run(&|member| {
             let a = &mut scratch.workers.get(member).attend;
@@ -109,13 +110,21 @@ impl Operation for Attend {
                 attention::ready(level, head, &a.q[..n * head], &mut a.kernel);
                 a.state[..n].fill(Running::START);
                 a.o[..n * head].fill(0.0);
+                let few = attention::few_enough(level, head, n);
+                let half = |tile: u32| pool.half(self.layer, tile, key_head).filter(|_| few);
                 for (t, tile) in span.tiles.iter().enumerate().take((position + rows.len()).div_ceil(TILE)) {
+                    self.see(position, rows.len(), t, &mut a.valid);
+                    let (valid, state, o) = (&a.valid[..n], &mut a.state[..n], &mut a.o[..n * head]);
+                    if let Some(now) = half(*tile) {
+                        let next = span.tiles.get(t + 1).and_then(|next| half(*next)).unwrap_or(now);
+                        let keys = Cached { now, next };
+                        attention::forward_cached(level, head, scale, keys, valid, state, o, &mut a.kernel);
+                        continue;
+                    }
                     pool.keys(level, self.layer, *tile, key_head, &mut a.kt);
                     pool.values(level, self.layer, *tile, key_head, &mut a.v);
-                    self.see(position, rows.len(), t, &mut a.valid);
                     let keys = Keys { kt: &a.kt, v: &a.v };
-                    let (valid, state, o) = (&a.valid[..n], &mut a.state[..n], &mut a.o[..n * head]);
-                    attention::forward(level, head, self.scale, keys, valid, state, o, &mut a.kernel);
+                    attention::forward(level, head, scale, keys, valid, state, o, &mut a.kernel);
                 }
                 attention::finish(level, head, &a.state[..n], &mut a.o[..n * head]);
                 for i in 0..rows.len() {

@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Kind, Result};
 use onlay_kernels::Level;
+use onlay_kernels::attention::Half;
 pub use onlay_kernels::attention::TILE;
 use onlay_kernels::dense::{self, Dense};
 use onlay_kernels::half::{f16_to_f32, f32_to_f16};
@@ -203,6 +204,14 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// One head's keys and values of a tile where they lie, if those are 16-bit floats.
+    pub fn half(&self, layer: usize, tile: u32, head: usize) -> Option<Half<'_>> {
+        let at = self.at(layer, tile, head, false);
+        let data = &self.data[at..at + 2 * self.shape.words()];
+        let (kt, v) = bytemuck::cast_slice(data).split_at(TILE * self.shape.head);
+        (self.shape.precision == Precision::F16).then_some(Half { kt, v })
     }
 
     /// One head's keys of a tile, transposed: `[head][TILE]`.
