@@ -5,6 +5,7 @@ use super::{Args, answers, mask};
 use crate::cli::{open, options, samples, stop, terminal};
 use anyhow::Result;
 use onlay::adapter::{Adapter, Lora, New, Targets};
+use onlay::backend::Device;
 use onlay::error::{Error, Findings, Kind, Place};
 use onlay::model::Model;
 use onlay::train::{
@@ -173,6 +174,10 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
             if let Some(most) = args.memory {
                 let (total, most) = (terminal::bytes(fit.plan.memory.total()), terminal::bytes(most));
                 terminal::note(format_args!("to fit {most}: {}; {total} planned", fit.chosen()));
+            }
+            if let Device::Cuda { memory: Some(most), .. } = options.device {
+                let most = terminal::bytes(most);
+                terminal::note(format_args!("within {most} of {}: {}", options.device, fit.chosen()));
             }
             options = fit.options;
         }
