@@ -22,7 +22,7 @@
 //! `q, o, do, dq [rows][head]`; a tile of keys `k [TILE][head]` and transposed `kt [head][TILE]`, of values
 //! `v [TILE][head]`, `vt [head][TILE]`; `valid[row]`: how many keys of this tile the row sees.
 
-use crate::count::{Count, Four, One, Three, Two};
+use crate::count::{Count, Four, One, Six, Three, Twelve, Two};
 
 /// Keys per tile.
 pub const TILE: usize = 64;
@@ -175,6 +175,53 @@ levels! {
             }
         }
 
+        /// `c [M][2·LANES] += s [M][TILE]·b [TILE]`, the sums of [`crate::gemm`] without packing.
+        fn weigh_tile[M: Count](s: &[[f32; TILE]], b: &[f32], n: usize, c: &mut [f32]) {
+            const L: usize = simd::wide::LANES;
+            const R: usize = simd::wide::ROWS;
+            let s: [&[f32; TILE]; R] = core::array::from_fn(|i| &s[i.min(M::N - 1)]);
+            let mut acc = [[simd::wide::zero(); 2]; R];
+            for i in 0..M::N {
+                let (c, _) = c[i * n..][..2 * L].as_chunks::<L>();
+                acc[i] = [simd::wide::load(&c[0]), simd::wide::load(&c[1])];
+            }
+            for p in 0..TILE {
+                let (b, _) = b[p * n..][..2 * L].as_chunks::<L>();
+                let b = [simd::wide::load(&b[0]), simd::wide::load(&b[1])];
+                for i in 0..M::N {
+                    let x = simd::wide::splat(s[i][p]);
+                    acc[i][0] = simd::wide::fma(x, b[0], acc[i][0]);
+                    acc[i][1] = simd::wide::fma(x, b[1], acc[i][1]);
+                }
+            }
+            for i in 0..M::N {
+                let (c, _) = c[i * n..][..2 * L].as_chunks_mut::<L>();
+                simd::wide::store(&mut c[0], acc[i][0]);
+                simd::wide::store(&mut c[1], acc[i][1]);
+            }
+        }
+
+        /// `o [rows][head] += s [rows][TILE]·v [TILE][head]`
+        fn weigh(s: &[f32], v: &[f32], head: usize, o: &mut [f32], packed: &mut [f32]) {
+            const R: usize = simd::wide::ROWS;
+            const W: usize = 2 * simd::wide::LANES;
+            let (each, _) = s.as_chunks::<TILE>();
+            for (i, s) in each.chunks(R).enumerate() {
+                let o = &mut o[i * R * head..];
+                if s.len() < R || head % W != 0 {
+                    multiply(s.as_flattened(), TILE, 1, s.len(), TILE, v, head, o, packed);
+                    continue;
+                }
+                for j in (0..head).step_by(W) {
+                    match R {
+                        12 => weigh_tile::<Twelve>(s, &v[j..], head, &mut o[j..]),
+                        6 => weigh_tile::<Six>(s, &v[j..], head, &mut o[j..]),
+                        _ => weigh_tile::<Four>(s, &v[j..], head, &mut o[j..]),
+                    }
+                }
+            }
+        }
+
         /// `c [M][C·LANES] += Σ_p a(p, i)·b [p]`, the sums of [`crate::gemm`]; so many `lines` of `next` are asked for in each
         /// step, for a core has few places for lines on their way.
         fn few_of[A: Fn(usize, usize) -> f32, M: Count, C: Count](
@@ -310,7 +357,7 @@ levels! {
         for (i, s) in each.iter_mut().enumerate() {
             soften(s, scale, valid[i], &mut state[i], &mut o[i * head..(i + 1) * head]);
         }
-        multiply(s, TILE, 1, rows, TILE, keys.v, head, o, &mut scratch.packed);
+        weigh(s, keys.v, head, o, &mut scratch.packed);
     }
 
     /// Whether [`forward_cached`] takes so many rows: those of one packed group, whose numbers are widened once either way.
