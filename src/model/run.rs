@@ -294,6 +294,9 @@ impl Runner {
     /// # Errors
     /// As [`Runner::new`].
     pub fn device_plan(model: &Model, options: &Options) -> Result<Memory> {
+        if options.device == Device::Host {
+            return Ok(Memory { parts: vec![] });
+        }
         let program = model.program();
         let turns = Turns::new(program.turning.pairs, &program.turning.frequencies, options.longest())?;
         let view = View { model, turns: &turns };

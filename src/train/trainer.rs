@@ -147,6 +147,7 @@ impl Trainer {
         let program = model.program();
         let plan = options.plan(model, layer);
         let here = |bytes| if options.device == Device::Host { bytes } else { 0 };
+        let there = |bytes| bytes - here(bytes);
         let (params, learning) = layer.bytes(options.rows, dropout);
         Memory {
             parts: vec![
@@ -159,10 +160,7 @@ impl Trainer {
                 ("residual streams", here(plan.stream_bytes())),
                 ("inside operations", here(plan.scratch_bytes())),
                 ("on the way to the device", options.device.host_bytes(&plan)),
-                (
-                    "gradients from the device",
-                    4 * layer.learning_len() as u64 - here(4 * layer.learning_len() as u64),
-                ),
+                ("gradients from the device", there(4 * layer.learning_len() as u64)),
                 ("logits", options.device.end_bytes(&plan)),
                 ("rotary tables", Turns::bytes(program.turning.frequencies.len(), options.longest(layer))),
                 ("rows of a pass", 80 * options.rows as u64),
@@ -241,6 +239,9 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::new`].
     pub fn device_plan(model: &Model, layer: &Lora, options: &TrainOptions) -> Result<Memory> {
+        if options.device == Device::Host {
+            return Ok(Memory { parts: vec![] });
+        }
         let turning = &model.program().turning;
         let turns = Turns::new(turning.pairs, &turning.frequencies, options.longest(layer))?;
         let view = View { model, turns: &turns };

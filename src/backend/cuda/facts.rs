@@ -13,7 +13,6 @@ pub(super) struct Facts {
     memory: Memory,
     words: Vec<u32>,
     sent: Vec<u32>,
-    view: View,
 }
 
 /// Where they are. Numbers are those of `kernels/cuda`.
@@ -78,7 +77,6 @@ impl Facts {
             memory: Memory::new(card, Self::bytes(rows, tiles))?,
             words: Vec::with_capacity(words),
             sent: Vec::with_capacity(words),
-            view: NOTHING,
         })
     }
 
@@ -149,7 +147,6 @@ impl Facts {
             self.sent.clear();
             self.sent.extend_from_slice(&self.words);
         }
-        self.view = view;
         Ok(view)
     }
 }

@@ -266,14 +266,15 @@ impl Stream {
     }
 
     /// Queues a kernel.
-    pub fn launch(&self, kernel: Kernel, shape: Shape, arguments: &[Argument]) -> Result<()> {
+    pub fn launch(&self, kernel: Kernel, shape: Shape, arguments: [&[Argument]; 2]) -> Result<()> {
         let mut numbers = [0u64; ARGUMENTS];
         let mut pointers = [null_mut(); ARGUMENTS];
-        for ((number, pointer), argument) in numbers.iter_mut().zip(&mut pointers).zip(arguments) {
+        let all = arguments.into_iter().flatten();
+        for ((number, pointer), argument) in numbers.iter_mut().zip(&mut pointers).zip(all) {
             *number = argument.0;
             *pointer = (&raw mut *number).cast();
         }
-        assert!(arguments.len() <= ARGUMENTS);
+        assert!(arguments.map(<[Argument]>::len).iter().sum::<usize>() <= ARGUMENTS);
         let [x, y, z] = shape.grid.map(|n| n as c_uint);
         if x == 0 || y == 0 || z == 0 {
             return Ok(());

@@ -207,108 +207,58 @@ impl Cuda {
         self.kv.whole().part(bytes * (layer % self.shape.layers) as u64, bytes)
     }
 
-    fn attend(&mut self, s: &Attend, view: View) -> Result<()> {
-        let (cache, kind) = (self.cache(s.layer), self.kind());
-        let [q, k, v, out, log_sum] = [s.q, s.k, s.v, s.to, s.log_sum].map(|r| self.register(r));
+    /// What the kernels of attention take first that go through a line's keys.
+    fn lines(&self, s: &Attend, view: View) -> [Argument; 13] {
         let View { positions, tiles, first_tile, pieces, .. } = view;
+        let [q, cache, tiles, first_tile, positions, pieces] =
+            [self.register(s.q), self.cache(s.layer), tiles, first_tile, positions, pieces]
+                .map(Argument::from);
+        let [heads, key_heads, head, chunk] =
+            [s.heads, s.key_heads, s.head, chunk(s.head)].map(Argument::from);
+        let [kind, no_window] = [self.kind(), 0].map(Argument::from);
+        let scale = Argument::from(s.scale);
+        [
+            q, cache, kind, tiles, first_tile, positions, pieces, heads, key_heads, head, chunk, scale,
+            no_window,
+        ]
+    }
+
+    /// Shared memory for keys and values of a chunk, and so many numbers for each line.
+    fn room(s: &Attend, of_line: usize) -> usize {
+        4 * (2 * chunk(s.head) * (s.head + 1) + LINES * of_line)
+    }
+
+    fn attend(&mut self, s: &Attend, view: View) -> Result<()> {
+        let [k, v, out, log_sum] = [s.k, s.v, s.to, s.log_sum].map(|r| self.register(r));
+        let (cache, kind, View { positions, tiles, first_tile, .. }) =
+            (self.cache(s.layer), self.kind(), view);
         let keep = arguments![k, v, positions, tiles, first_tile, s.key_heads, s.head, kind, cache];
         self.launch("keep", [view.rows, 1, 1], 256, 0, keep)?;
-        let chunk = chunk(s.head);
-        let shared = 4 * (2 * chunk * (s.head + 1) + LINES * s.head);
+        let (first, shared) = (self.lines(s, view), Self::room(s, s.head));
         if view.longest_piece == 1 && s.group() <= LINES && view.rows <= PARTED {
             let (parts, lines) = (self.parts, view.rows * s.heads);
-            let with = arguments![
-                q,
-                cache,
-                kind,
-                tiles,
-                first_tile,
-                positions,
-                pieces,
-                s.heads,
-                s.key_heads,
-                s.head,
-                chunk,
-                s.scale,
-                0,
-                parts
-            ];
-            self.launch("attend_parts", [view.piece_count, s.key_heads, PARTS], 256, shared, with)?;
+            let grid = [view.piece_count, s.key_heads, PARTS];
+            self.launch_both("attend_parts", grid, shared, &first, arguments![parts])?;
             let with = arguments![parts, PARTS, lines, s.head, out, log_sum];
             return self.launch("attend_join", [lines.div_ceil(LINES), 1, 1], 256, 0, with);
         }
         let grid = [view.piece_count, s.key_heads, (view.longest_piece * s.group()).div_ceil(LINES)];
-        let with = arguments![
-            q,
-            cache,
-            kind,
-            tiles,
-            first_tile,
-            positions,
-            pieces,
-            s.heads,
-            s.key_heads,
-            s.head,
-            chunk,
-            s.scale,
-            0,
-            out,
-            log_sum
-        ];
-        self.launch("attend", grid, 256, shared, with)
+        self.launch_both("attend", grid, shared, &first, arguments![out, log_sum])
     }
 
     fn attend_grad(&mut self, s: &Attend, view: View) -> Result<()> {
-        let (cache, kind) = (self.cache(s.layer), self.kind());
         let [q, out, log_sum] = [s.q, s.to, s.log_sum].map(|r| self.register(r));
         let [dq, dk, dv, d_out] = [s.q, s.k, s.v, s.to].map(|r| self.grad(r));
-        let View { positions, tiles, first_tile, pieces, chunks, .. } = view;
         let (lines, delta) = (view.rows * s.heads, self.delta);
         let with = arguments![out, d_out, lines, s.head, delta];
         self.launch("attend_delta", [lines.div_ceil(LINES), 1, 1], 256, 0, with)?;
-        let chunk = chunk(s.head);
-        let shared = 4 * (2 * chunk * (s.head + 1) + 2 * LINES * s.head);
         let grid = [view.piece_count, s.key_heads, (view.longest_piece * s.group()).div_ceil(LINES)];
-        let with = arguments![
-            q,
-            cache,
-            kind,
-            tiles,
-            first_tile,
-            positions,
-            pieces,
-            s.heads,
-            s.key_heads,
-            s.head,
-            chunk,
-            s.scale,
-            0,
-            d_out,
-            log_sum,
-            delta,
-            dq
-        ];
-        self.launch("attend_grad_queries", grid, 256, shared, with)?;
-        let with = arguments![
-            q,
-            cache,
-            kind,
-            tiles,
-            first_tile,
-            chunks,
-            s.heads,
-            s.key_heads,
-            s.head,
-            chunk,
-            s.scale,
-            0,
-            d_out,
-            log_sum,
-            delta,
-            dk,
-            dv
-        ];
-        let shared = shared + 4 * 2 * LINES * 32;
-        self.launch("attend_grad_keys", [view.chunk_count, s.key_heads, 1], 256, shared, with)
+        let (first, back) = (self.lines(s, view), arguments![d_out, log_sum, delta, dq]);
+        self.launch_both("attend_grad_queries", grid, Self::room(s, 2 * s.head), &first, back)?;
+        let (cache, kind, View { tiles, first_tile, chunks, .. }) = (self.cache(s.layer), self.kind(), view);
+        let first = arguments![q, cache, kind, tiles, first_tile, chunks, s.heads, s.key_heads, s.head];
+        let back = arguments![chunk(s.head), s.scale, 0, d_out, log_sum, delta, dk, dv];
+        let grid = [view.chunk_count, s.key_heads, 1];
+        self.launch_both("attend_grad_keys", grid, Self::room(s, 2 * s.head + 2 * 32), first, back)
     }
 }
