@@ -3,12 +3,9 @@
 //!
 //! A layer has one part at most at each *place* of a program: its products ([`Site`]s), its vectors, the embedding table,
 //! and what stands in front of a sequence ([`Program::places`]).
-//!
-//! Dropout draws its mask from a hash of (seed, row, site, column), where a row is named by its step, its place in the
-//! step's window and its position ([`Layer::set_rows`]): recomputing a segment draws the same mask, and so does another
-//! cut of the window. Without names nothing is dropped: evaluation and serving see the whole layer.
 
 use super::adalora::Budget;
+use super::dropout::Dropout;
 pub use super::effect::Effect;
 use super::effect::{Each, Memory, Rules};
 use super::lora::start_pair;
@@ -21,7 +18,7 @@ use crate::error::{Error, Findings, Kind, Result};
 use crate::model::Model;
 use crate::model::program::{Program, Spot};
 use crate::ops::{Backward, Base, Delta, Host, Lent, Pairs, Site, VectorId};
-use crate::rng::{Rng, hash};
+use crate::rng::Rng;
 use crate::tensor::{Block, Mat, MatMut, Slots};
 use onlay_kernels::Level;
 use std::ops::Range;
@@ -40,16 +37,6 @@ impl Derived {
         let (n, exact) = part.map_or((0, 0), |p| p.rules().derived(p));
         Derived { numbers: vec![f32::NAN; n], exact: vec![f64::NAN; exact] }
     }
-}
-
-/// How inputs are dropped while training.
-#[derive(Debug, Default)]
-struct Dropout {
-    /// Of 65,536 inputs, how many are dropped.
-    rate: u64,
-    seed: u64,
-    /// The name of each row of the batch at hand; empty while nothing is dropped.
-    rows: Slots<Vec<u64>>,
 }
 
 /// What parts must know of the program.
@@ -393,18 +380,9 @@ impl Layer {
         (self.dropout.rate > 0).then(|| self.dropout.rows.read(0))
     }
 
-    /// Writes `x`, the columns from `at` (a multiple of 4) on of the row called `row`, with dropped inputs set to 0
-    /// and the others raised to keep the mean. Linear, so gradients go through it too.
+    /// See [`Dropout::drop_into`].
     pub(super) fn drop_into(&self, site: Site, row: u64, at: usize, x: &[f32], to: &mut [f32]) {
-        let d = &self.dropout;
-        let keep = 65_536.0 / (65_536 - d.rate) as f32;
-        for (i, (x, to)) in x.chunks(4).zip(to.chunks_mut(4)).enumerate() {
-            let mut draw = hash(d.seed, &[row, u64::from(site.0), (at / 4 + i) as u64]);
-            for (x, to) in x.iter().zip(to) {
-                *to = if draw & 0xffff < d.rate { 0.0 } else { keep * x };
-                draw >>= 16;
-            }
-        }
+        self.dropout.drop_into(site, row, at, x, to);
     }
 }
 

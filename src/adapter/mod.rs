@@ -1,7 +1,7 @@
 //! Layers: one file per method, their files on disk, what a session wears, and folding into a base.
 //!
 //! ```text
-//! layer, part         what is fastened where, and its numbers
+//! layer, part         what is fastened where, and its numbers; dropout: its inputs while it learns
 //! effect              what numbers can do, as rules that all other files ask
 //! lora, dora, ia3,
 //!   vera, whole,
@@ -25,6 +25,7 @@ mod bottleneck;
 mod combine;
 mod contents;
 mod dora;
+mod dropout;
 mod effect;
 mod encoder;
 mod front;
