@@ -10,7 +10,7 @@ use onlay::model::{Memory, Model, Options, Request, Runner, Wanted};
 use onlay::ops::kv::Precision;
 use onlay::ops::{Delta, Room};
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Recipe, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::sync::Arc;
 use support::*;
@@ -112,19 +112,6 @@ alone! {
     }
 }
 
-/// Computes gradients and changes next to nothing.
-const STILL: Recipe = Recipe {
-    rate: 1e-30,
-    plus: 1.0,
-    shape: Shape::Constant,
-    warmup: 0,
-    decay: 0.0,
-    max_norm: 0.0,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-};
-
 fn trainer(model: &Arc<Model>, layer: Lora, keep: Keep, device: Device) -> (Trainer, Arc<Lora>) {
     let layer = Arc::new(layer);
     let options = TrainOptions {
@@ -171,16 +158,22 @@ alone! {
                 };
                 let ((host, want), (card, got)) = (step(Device::Host), step(device()));
                 let off = (card.loss / host.loss - 1.0).abs();
-                let (mut worst, mut seen) = (0f64, 0);
+                let (mut worst, mut seen, mut all) = (0f64, 0, [vec![], vec![]]);
                 for i in 0..want.parts().len() {
                     let (got, want) = (got.grads().read(i), want.grads().read(i));
                     if !want.is_empty() {
                         worst = worst.max(relative(&got, &want));
                         seen += 1;
+                        all[0].extend_from_slice(&got);
+                        all[1].extend_from_slice(&want);
                     }
                 }
-                println!("{name} dropout {dropout}: loss off by {off:.1e}, worst of {seen} gradients {worst:.1e}");
-                assert!(off < 2e-2 && worst < 3e-2 && seen > 10);
+                let whole = relative(&all[0], &all[1]);
+                println!("{name} dropout {dropout}: loss off by {off:.1e}, gradients {whole:.1e}, worst of {seen} {worst:.1e}");
+                // over blocks the host rounds activations to 8 bits, the card to bf16
+                let blocks = name.contains("wide");
+                let (most_whole, most_worst) = if blocks { (2e-2, 3e-2) } else { (1.2e-2, 1.5e-2) };
+                assert!(off < 1e-3 && whole < most_whole && worst < most_worst && seen > 10);
             }
         }
     }
@@ -253,12 +246,18 @@ alone! {
             assert_eq!(one_by_one(&mut runner(&model, on(device())), &prompt[..5], Some(layer)), with);
             assert_eq!(one_by_one(&mut card, &prompt[..5], None), few);
         }
-        // more layers than there is room for at once
+    }
+
+    /// More layers than there are slots. Few rows over F32 weights are rounded by neither side.
+    layers_come_and_go [] {
+        let model = model("llama/F32.gguf");
+        let prompt = tokens(&model, 2, 9);
+        let (mut host, mut card) = (runner(&model, on(Device::Host)), runner(&model, on(device())));
         for i in 0..70 {
             let layer = layer(&model, 1 + i % 4, i as u64);
-            let (want, got) = (logits(&mut runner(&model, on(Device::Host)), &prompt[..2], Some(&layer)), logits(&mut card, &prompt[..2], Some(&layer)));
-            // the host rounds activations to 8 bits, the card does not
-            assert!(apart(&got, &want).0 < 3e-2, "layer {i}");
+            let (want, got) = (logits(&mut host, &prompt, Some(&layer)), logits(&mut card, &prompt, Some(&layer)));
+            let (_, most) = apart(&got, &want);
+            assert!(most < 1e-4, "layer {i}: {most:.1e}");
         }
     }
 }
@@ -503,21 +502,9 @@ alone! {
     }
 }
 
-#[test]
-fn no_driver_on_this_machine() {
-    // a test of its own process as well: the library is looked for once
-    let exe = std::env::current_exe().unwrap();
-    let done = std::process::Command::new(exe)
-        .args(["--exact", "without_a_driver", "--nocapture", "--ignored"])
-        .env("ONLAY_CUDA_LIBRARY", "/nowhere/libcuda.so.1")
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
-}
-
-#[test]
-#[ignore = "run by no_driver_on_this_machine"]
-fn without_a_driver() {
-    let refused = Runner::new(model("llama/F32.gguf"), on(Device::named("cuda:0").unwrap())).unwrap_err();
-    assert!(refused.kind() == Kind::Device && refused.to_string().contains("no CUDA driver"), "{refused}");
+alone! {
+    no_driver_on_this_machine ["ONLAY_CUDA_LIBRARY" = "/nowhere/libcuda.so.1"] {
+        let refused = Runner::new(model("llama/F32.gguf"), on(device())).unwrap_err();
+        assert!(refused.kind() == Kind::Device && refused.to_string().contains("no CUDA driver"), "{refused}");
+    }
 }

@@ -3,23 +3,10 @@
 mod support;
 use onlay::adapter::{Adapter, Names};
 use onlay::ops::kv::Precision;
-use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::sync::Arc;
 use support::*;
-
-/// Computes gradients and changes next to nothing.
-const STILL: Recipe = Recipe {
-    rate: 1e-30,
-    plus: 1.0,
-    shape: Shape::Constant,
-    warmup: 0,
-    decay: 0.0,
-    max_norm: 0.0,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-};
 
 fn example(answers: &Answers, i: usize) -> Example {
     let tokens = answers.tokens(&format!("tokens.{i}"));

@@ -6,7 +6,7 @@ use onlay::adapter::{Lora, Part};
 use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
-use onlay::train::{Example, Keep, Optimizer, Recipe, Shape, TrainOptions, Trainer};
+use onlay::train::{Example, Keep, Optimizer, Recipe, TrainOptions, Trainer};
 use onlay_kernels::Level;
 use std::sync::Arc;
 use support::*;
@@ -50,19 +50,6 @@ fn examples(vocabulary: usize) -> Vec<Example> {
         })
         .collect()
 }
-
-/// A recipe that computes gradients and changes next to nothing.
-const STILL: Recipe = Recipe {
-    rate: 1e-30,
-    plus: 1.0,
-    shape: Shape::Constant,
-    warmup: 0,
-    decay: 0.0,
-    max_norm: 0.0,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-};
 
 #[test]
 fn gradients_are_differences_of_the_loss() {

@@ -13,7 +13,7 @@ use onlay::model::Model;
 use onlay::ops::kv::Precision;
 use onlay::rng::Rng;
 use onlay::train::{
-    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, RunOptions, Shape, TrainOptions, Trainer,
+    Event, Example, Flow, Keep, Optimizer, Outcome, Recipe, Run, RunOptions, TrainOptions, Trainer,
 };
 use onlay_kernels::Level;
 use serde_json::{Value, json};
@@ -38,18 +38,6 @@ impl Drop for Scratch {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
-
-const RECIPE: Recipe = Recipe {
-    rate: 1e-30,
-    plus: 1.0,
-    shape: Shape::Constant,
-    warmup: 0,
-    decay: 0.0,
-    max_norm: 0.0,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-};
 
 fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> Trainer {
     layer.learn(256, 0.0, 0).unwrap();
@@ -136,7 +124,7 @@ fn backward(
     prefix: &str,
 ) -> (f64, usize, f64) {
     let model = Arc::clone(trainer.model());
-    let report = trainer.step(rows, &RECIPE, 1).unwrap();
+    let report = trainer.step(rows, &STILL, 1).unwrap();
     let off = (report.loss - answers.numbers("loss")[0]).abs();
     assert!(off < 1e-5, "loss {} off by {off:.1e}", report.loss);
     assert_eq!(report.tokens as f64, answers.numbers("trained")[0]);
@@ -241,7 +229,7 @@ fn follow(name: &str, kind: &str, method: &str, bound: f64) {
         rate: number(&settings["learning_rate"]),
         plus: settings.get("lora_plus_ratio").map_or(1.0, number),
         max_norm: number(&settings["max_grad_norm"]),
-        ..RECIPE
+        ..STILL
     };
     let initial = curve.join(format!("initial-{kind}"));
     let layer = if initial.join("encoder.safetensors").exists() {
@@ -581,7 +569,7 @@ fn ranks_shrink_as_pefts_do() {
     let recipe = Recipe {
         rate: number(&settings["learning_rate"]),
         max_norm: number(&settings["max_grad_norm"]),
-        ..RECIPE
+        ..STILL
     };
     let layer = take(curve.join("initial-F32"), &model).to_lora().allocating(BUDGET).unwrap();
     let mut trainer = trainer(&model, layer, 2, Keep::Streams);
@@ -730,7 +718,7 @@ fn off_is_the_base_and_trained_is_served() {
             // the trainer's loss is that of the served logits, and its own layer served gives its bits
             let one_step = |threads| {
                 let mut t = trainer(&model, adapter.to_lora(), threads, Keep::Streams);
-                let recipe = Recipe { rate: 1e-3, ..RECIPE };
+                let recipe = Recipe { rate: 1e-3, ..STILL };
                 let loss = t.evaluate(std::slice::from_ref(&example)).unwrap().0;
                 t.step(std::slice::from_ref(&example), &recipe, 1).unwrap();
                 let layer = t.layer().copy();
@@ -1039,7 +1027,7 @@ fn gradients_are_slopes() {
     ] {
         let adapter = random(&model, method, targets, 3);
         let mut t = trainer(&model, adapter.to_lora(), 2, Keep::Streams);
-        t.step(rows, &RECIPE, 1).unwrap();
+        t.step(rows, &STILL, 1).unwrap();
         let layer = Arc::clone(t.layer());
         // ‖W + s·B·A‖ counts as a constant of DoRA: only its lengths have the slope of their gradient
         let along = |i: usize| match (layer.parts()[i], method) {

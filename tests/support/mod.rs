@@ -4,6 +4,7 @@
 use onlay::model::{Model, Options, Runner, Wanted};
 use onlay::ops::kv::Precision;
 use onlay::ops::{Delta, Room};
+use onlay::train::{Recipe, Shape};
 use onlay_kernels::Level;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,3 +107,16 @@ pub fn log_probabilities(logits: &[Vec<f32>], tokens: &[u32]) -> Vec<f64> {
     };
     tokens[1..].iter().zip(logits).map(|(t, z)| f64::from(z[*t as usize]) - log_sum(z)).collect()
 }
+
+/// Computes gradients and changes next to nothing.
+pub const STILL: Recipe = Recipe {
+    rate: 1e-30,
+    plus: 1.0,
+    shape: Shape::Constant,
+    warmup: 0,
+    decay: 0.0,
+    max_norm: 0.0,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+};
