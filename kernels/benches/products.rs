@@ -47,9 +47,9 @@ fn main() {
             let g = f.grain.len();
             let (mut q, mut d, mut s) =
                 (vec![0i8; 512 * k], vec![0f32; 512 * k / g], vec![0i32; 512 * k / 32]);
-            acts::quantize(level, f.grain, &x, ActsMut { q: &mut q, d: &mut d, sums: &mut s });
+            acts::quantize(level, f.grain, &x, ActsMut { q: &mut q, d: &mut d, sums: &mut s, wide: &mut [] });
             let mut y = vec![0f32; rows];
-            let one = Acts { k, q: &q[..k], d: &d[..k / g], sums: &s[..k / 32] };
+            let one = Acts { k, q: &q[..k], d: &d[..k / g], sums: &s[..k / 32], wide: &[] };
             let dot = best(3, || (f.dot)(level, &w, row_bytes, one, &mut y, rows));
             let few = 128;
             let cached = best(5, || {
@@ -73,6 +73,7 @@ fn main() {
                             q: &q[c * k..(c + columns) * k],
                             d: &d[c * k / g..(c + columns) * k / g],
                             sums: &s[c * k / 32..(c + columns) * k / 32],
+                            wide: &s[c * k / 64..(c + columns) * k / 64],
                         };
                         (f.tile)(level, panel.view(), x, 0, &mut tile[c * lanes..], lanes);
                     }

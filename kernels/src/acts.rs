@@ -12,7 +12,8 @@
 //! # Layouts
 //! *Rows*: `q [n][k]`, `d [n][k/G]`, `sums [n][k/32]`, each i32 holding two 16-bit sums.
 //! *Packed*, for [`crate::panel`]: the same, interleaved over `COLUMNS` rows: `q [n/C][k/4][C][4]`,
-//! `d [n/C][k/G][C]`, `sums [n/C][k/32][C]`; a last incomplete group is filled up with zeros.
+//! `d [n/C][k/G][C]`, `sums [n/C][k/32][C]`; a last incomplete group is filled up with zeros. Super-blocks also get
+//! `wide [n/C][k/64][C]`, two 16-bit sums of 32 each: half the work for formats whose weights share a minimum by 32.
 
 /// How many activations share one scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Acts<'a> {
     pub d: &'a [f32],
     /// Two 16-bit sums of 16 values each.
     pub sums: &'a [i32],
+    /// Packed super-blocks: two 16-bit sums of 32 values each.
+    pub wide: &'a [i32],
 }
 
 /// The places where quantized activations are written; see [`Acts`].
@@ -60,6 +63,8 @@ pub struct ActsMut<'a> {
     pub d: &'a mut [f32],
     /// Two 16-bit sums of 16 values each.
     pub sums: &'a mut [i32],
+    /// Packed super-blocks: two 16-bit sums of 32 values each.
+    pub wide: &'a mut [i32],
 }
 
 /// A pair of 16-bit sums added up.
@@ -120,8 +125,14 @@ levels! {
                 for i in 0..kd {
                     to.d[i * columns + c] = rows.d[c * kd + i];
                 }
-                for i in 0..k / 32 {
-                    to.sums[i * columns + c] = rows.sums[c * (k / 32) + i];
+                let sums = &rows.sums[c * (k / 32)..(c + 1) * (k / 32)];
+                for (i, sum) in sums.iter().enumerate() {
+                    to.sums[i * columns + c] = *sum;
+                }
+                if grain == Grain::Large {
+                    for (i, [a, b]) in sums.as_chunks::<2>().0.iter().enumerate() {
+                        to.wide[i * columns + c] = (crate::acts::both(*a) & 0xffff) | crate::acts::both(*b) << 16;
+                    }
                 }
             } else {
                 for i in 0..k / 4 {
@@ -132,6 +143,11 @@ levels! {
                 }
                 for i in 0..k / 32 {
                     to.sums[i * columns + c] = 0;
+                }
+                if grain == Grain::Large {
+                    for i in 0..k / 64 {
+                        to.wide[i * columns + c] = 0;
+                    }
                 }
             }
         }
@@ -155,7 +171,7 @@ mod tests {
                 let x: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013).collect();
                 let (mut q, mut sums) = (vec![0i8; 512], vec![0i32; 16]);
                 let mut d = vec![0f32; 512 / grain.len()];
-                quantize(level, grain, &x, ActsMut { q: &mut q, d: &mut d, sums: &mut sums });
+                quantize(level, grain, &x, ActsMut { q: &mut q, d: &mut d, sums: &mut sums, wide: &mut [] });
                 for i in 0..512 {
                     let back = f32::from(q[i]) * d[i / grain.len()];
                     assert!((back - x[i]).abs() <= 0.5001 * d[i / grain.len()], "{level:?} {i}");
@@ -174,7 +190,12 @@ mod tests {
         for level in Level::available() {
             for fill in [0.0, f32::NAN, f32::INFINITY, 1e-40, f32::MAX] {
                 let (mut q, mut sums, mut d) = (vec![1i8; 32], vec![1i32; 1], vec![1f32; 1]);
-                quantize(level, Grain::Small, &[fill; 32], ActsMut { q: &mut q, d: &mut d, sums: &mut sums });
+                quantize(
+                    level,
+                    Grain::Small,
+                    &[fill; 32],
+                    ActsMut { q: &mut q, d: &mut d, sums: &mut sums, wide: &mut [] },
+                );
                 assert!(q.iter().all(|&v| v >= -127), "{level:?} {fill}");
                 if fill == 0.0 {
                     assert_eq!((q[0], sums[0], d[0]), (0, 0, 0.0));

@@ -10,7 +10,8 @@
 //! ```text
 //! q     [k/4][lanes][4]      quants, unsigned, or signed plus the level's offset
 //! scale [k/SUB][lanes]       super-blocks: integer scales, as the level multiplies them
-//! bias  [k/32][lanes]        super-blocks: two 16-bit factors of the sums of 16 activations
+//! bias  [k/32][lanes]        super-blocks: two 16-bit factors of the sums of 16 activations,
+//!       [k/64][lanes]        or, where 32 weights share one, of the sums of 32
 //! d, m  [k/LEN][lanes]
 //! ```
 //! `x` packed (see [`crate::acts`]); `y[c·stride + r]`: written by the call for the first elements, added to by those for later ones, in order.
@@ -154,11 +155,19 @@ levels! {
                             (s[h][i], bias[h][i]) = (scale[h], low[h]);
                         }
                     }
+                    if F::SUB == 32 {
+                        let bias = simd::wide::turn_pieces(core::array::from_fn(|i| at::quads::once(bias[0][i], bias[1][i])));
+                        for k in 0..4 {
+                            simd::wide::store_ints(&mut biases[(4 * b + k) * G + g], bias[k]);
+                        }
+                    }
                     for h in 0..2 {
                         let (s, bias) = (simd::wide::turn_pieces(s[h]), simd::wide::turn_pieces(bias[h]));
                         for k in 0..4 {
                             let at = 8 * b + 4 * h + k;
-                            simd::wide::store_ints(&mut biases[at * G + g], bias[k]);
+                            if F::SUB == 16 {
+                                simd::wide::store_ints(&mut biases[at * G + g], bias[k]);
+                            }
                             let at = at * 32 / F::SUB;
                             simd::wide::store_ints(&mut scales[at * G + g], simd::wide::low_scale(s[k]));
                             if F::SUB == 16 {
@@ -281,15 +290,16 @@ levels! {
             let (scale, _) = scale.as_chunks::<G>();
             let (bias, _) = p.bias.as_chunks::<L>();
             let (bias, _) = bias.as_chunks::<G>();
-            let (bias, _) = bias.as_chunks::<8>();
-            let bias = &bias[..len];
+            // the sums that the factors belong to: of 16 or of 32 activations, two by two
+            let pairs = const { 128 / F::SUB };
+            let bias = &bias[..pairs * len];
             let (xq, _) = x.q[from * C..].as_chunks::<4>();
             let (xq, _) = xq.as_chunks::<C>();
             let (xq, _) = xq.as_chunks::<64>();
             let (xd, _) = x.d[from / 256 * C..].as_chunks::<C>();
-            let (xs, _) = x.sums[from / 32 * C..].as_chunks::<C>();
-            let (xs, _) = xs.as_chunks::<8>();
-            let (xq, xd, xs) = (&xq[..len], &xd[..len], &xs[..len]);
+            let xs = if F::SUB == 16 { &x.sums[from / 32 * C..] } else { &x.wide[from / 64 * C..] };
+            let (xs, _) = xs.as_chunks::<C>();
+            let (xq, xd, xs) = (&xq[..len], &xd[..len], &xs[..pairs * len]);
             let mut acc = begin(from, y, stride);
             let biased = F::MIN || F::OFFSET != 0 || (F::SIGNED && simd::wide::SIGNED_OFFSET != 0);
             let subs = 256 / F::SUB;
@@ -299,11 +309,11 @@ levels! {
                 let mut total = [[simd::wide::zero_ints(); C]; G];
                 let mut low = total;
                 if biased {
-                    for j in 0..8 {
+                    for j in pairs * b..pairs * (b + 1) {
                         for g in 0..G {
-                            let f = simd::wide::load_ints(&bias[b][j][g]);
+                            let f = simd::wide::load_ints(&bias[j][g]);
                             for c in 0..C {
-                                low[g][c] = simd::wide::madd_lanes(low[g][c], f, xs[b][j][c]);
+                                low[g][c] = simd::wide::madd_lanes(low[g][c], f, xs[j][c]);
                             }
                         }
                     }

@@ -45,6 +45,13 @@ levels! {
             ([twice(0), twice(4)], [twice(8), twice(12)])
         }
 
+        /// Words that stand twice, from two registers of each row: each once.
+        fn once(first: simd::wide::Bytes, last: simd::wide::Bytes) -> simd::wide::Bytes {
+            let first = simd::wide::shuffle(first, &[0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1]);
+            let last = simd::wide::shuffle(last, &[-1, -1, -1, -1, -1, -1, -1, -1, 0, 1, 4, 5, 8, 9, 12, 13]);
+            simd::wide::or(first, last)
+        }
+
         /// Signed quants as the level's byte product takes them.
         fn offset[F: Blocked](q: simd::wide::Bytes) -> simd::wide::Bytes {
             if F::SIGNED && simd::wide::SIGNED_OFFSET != 0 {

@@ -51,12 +51,19 @@ struct Quantized {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i32>,
+    wide: Vec<i32>,
 }
 
 impl Quantized {
     fn sized(format: &Format, k: usize, n: usize) -> Self {
         let g = format.grain.len();
-        Quantized { k, q: vec![0; n * k], d: vec![0.0; n * k / g], sums: vec![0; n * k / 32] }
+        Quantized {
+            k,
+            q: vec![0; n * k],
+            d: vec![0.0; n * k / g],
+            sums: vec![0; n * k / 32],
+            wide: vec![0; n * k / 64],
+        }
     }
     fn rows(level: Level, format: &Format, x: &[f32], k: usize) -> Self {
         let mut a = Self::sized(format, k, x.len() / k);
@@ -64,7 +71,7 @@ impl Quantized {
         a
     }
     fn write(&mut self) -> ActsMut<'_> {
-        ActsMut { q: &mut self.q, d: &mut self.d, sums: &mut self.sums }
+        ActsMut { q: &mut self.q, d: &mut self.d, sums: &mut self.sums, wide: &mut self.wide }
     }
     fn part(&self, format: &Format, first: usize, n: usize) -> Acts<'_> {
         let (k, g) = (self.k, format.grain.len());
@@ -73,6 +80,7 @@ impl Quantized {
             q: &self.q[first * k..(first + n) * k],
             d: &self.d[first * k / g..(first + n) * k / g],
             sums: &self.sums[first * k / 32..(first + n) * k / 32],
+            wide: &[],
         }
     }
 }
@@ -118,7 +126,7 @@ fn by_panel(
             (f.fill)(level, w, row_bytes, from, PanelMut::carve(&mut scratch, lanes, cut));
             let p = PanelMut::carve(&mut scratch, lanes, cut);
             for (g, x) in packed.iter().enumerate() {
-                let x = Acts { k, q: &x.q, d: &x.d, sums: &x.sums };
+                let x = Acts { k, q: &x.q, d: &x.d, sums: &x.sums, wide: &x.wide };
                 (f.tile)(level, p.view(), x, from, &mut tile[g * columns * lanes..], lanes);
             }
         }

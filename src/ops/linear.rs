@@ -479,6 +479,7 @@ fn round(level: Level, grain: Grain, x: Mat<'_>, to: ActsMut<'_>) {
             q: &mut to.q[i * k..(i + 1) * k],
             d: &mut to.d[i * blocks..(i + 1) * blocks],
             sums: &mut to.sums[i * pairs..(i + 1) * pairs],
+            wide: &mut [],
         };
         acts::quantize(level, grain, x.row(i), to);
     }

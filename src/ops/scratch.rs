@@ -101,6 +101,7 @@ pub(super) struct Group {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i32>,
+    wide: Vec<i32>,
 }
 
 impl Group {
@@ -110,16 +111,24 @@ impl Group {
             q: vec![0; columns * k],
             d: vec![0.0; columns * k / grain.len()],
             sums: vec![0; columns * k / 32],
+            wide: vec![0; if grain == Grain::Large { columns * k / 64 } else { 0 }],
         }
     }
     pub(super) fn read(&self, grain: Grain, n: usize, k: usize) -> Acts<'_> {
-        Acts { k, q: &self.q[..n * k], d: &self.d[..n * k / grain.len()], sums: &self.sums[..n * k / 32] }
+        Acts {
+            k,
+            q: &self.q[..n * k],
+            d: &self.d[..n * k / grain.len()],
+            sums: &self.sums[..n * k / 32],
+            wide: &self.wide[..self.wide.len().min(n * k / 64)],
+        }
     }
     pub(super) fn write(&mut self, grain: Grain, n: usize, k: usize) -> ActsMut<'_> {
         ActsMut {
             q: &mut self.q[..n * k],
             d: &mut self.d[..n * k / grain.len()],
             sums: &mut self.sums[..n * k / 32],
+            wide: &mut self.wide,
         }
     }
 }
@@ -284,7 +293,10 @@ impl Scratch {
     pub fn bytes(level: Level, needs: Needs) -> u64 {
         let columns = acts::columns(level).max(onlay_kernels::dot::COLUMNS) as u64;
         let k = needs.inputs.next_multiple_of(256) as u64;
-        let group = |grain: Grain| columns * (k + 4 * k / grain.len() as u64 + 4 * k / 32);
+        let group = |grain: Grain| {
+            let wide = if grain == Grain::Large { 4 * k / 64 } else { 0 };
+            columns * (k + 4 * k / grain.len() as u64 + 4 * k / 32 + wide)
+        };
         let groups = needs.rows.div_ceil(acts::columns(level)).max(1) as u64;
         let (back, many) = (needs.back(), needs.rows > super::FEW);
         let mut worker = 4 * (Self::tile(needs) + Self::panel(level, needs));
