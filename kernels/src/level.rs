@@ -18,6 +18,9 @@ pub(crate) enum Isa {
     /// Avx512 whose gradients of inputs are sums of bf16 products ([`crate::narrow`]).
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// NEON with the dot product.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -44,6 +47,12 @@ impl Level {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod")
+        {
+            levels.push(Level(Isa::Neon));
+        }
         levels
     }
 
@@ -67,7 +76,7 @@ impl Level {
             .clone()
     }
 
-    /// `portable`, `avx2`, `avx512` or `avx512bf16`.
+    /// `portable`, `avx2`, `avx512`, `avx512bf16` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Isa::Portable => "portable",
@@ -77,6 +86,8 @@ impl Level {
             Isa::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
         }
     }
 }
@@ -110,6 +121,10 @@ macro_rules! levels {
             enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")] [
             $( $(#[$hm])* fn $h $([$($hg : $hb),*])? ($($ha : $ht),*) $(-> $hr)? $hbody )*
         ] [ $( $(#[$m])* fn $name $([$($g : $b),*])? ($($a : $t),*) $(-> $r)? $body )* ]);
+        #[cfg(target_arch = "aarch64")]
+        levels!(@module neon [target_feature(enable = "neon,dotprod")] [
+            $( $(#[$hm])* fn $h $([$($hg : $hb),*])? ($($ha : $ht),*) $(-> $hr)? $hbody )*
+        ] [ $( $(#[$m])* fn $name $([$($g : $b),*])? ($($a : $t),*) $(-> $r)? $body )* ]);
         $(
             $(#[$m])*
             #[allow(unsafe_code)]
@@ -122,6 +137,9 @@ macro_rules! levels {
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
                     $crate::level::Isa::Avx512 | $crate::level::Isa::Avx512Bf16 => unsafe { avx512::$name $(::<$($g),*>)? ($($a),*) },
+                    #[cfg(target_arch = "aarch64")]
+                    // SAFETY: as above.
+                    $crate::level::Isa::Neon => unsafe { neon::$name $(::<$($g),*>)? ($($a),*) },
                 }
             }
         )*

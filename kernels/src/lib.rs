@@ -5,7 +5,8 @@
 //!
 //! # Levels
 //! Every kernel is written once, against the small vocabulary in `simd`, and stamped for each [`Level`] by the
-//! `levels!` macro: `portable` (plain Rust), `avx2` (AVX2 + FMA + F16C) and `avx512` (AVX-512 F/BW/VL/DQ + VNNI).
+//! `levels!` macro: `portable` (plain Rust), `avx2` (AVX2 + FMA + F16C), `avx512` (AVX-512 F/BW/VL/DQ + VNNI) and `neon`
+//! (NEON + dot product).
 //! `avx512bf16` is the same with one room more, [`narrow`]. The level is found at run time, so an ordinary `cargo build --release` is full speed everywhere.
 //!
 //! # One sequence of operations per output
@@ -70,6 +71,7 @@ pub(crate) mod at {
         portable
         #[cfg(target_arch = "x86_64")] avx2
         #[cfg(target_arch = "x86_64")] avx512
+        #[cfg(target_arch = "aarch64")] neon
     }
 }
 
