@@ -186,10 +186,11 @@ typedef struct onlay_session_options {
     size_t struct_size;
     uint64_t context;      /* most tokens; 0 (default): 2048, or what the model was trained for if that is less */
     uint64_t rows;         /* tokens of a prompt computed at a time; default 512 */
-    uint32_t threads;      /* the calling one included; 0 (default): as many as there are cores, up to 16 */
+    uint32_t threads;      /* the calling one included unless polite; 0 (default): as many as there are cores, up to 16 */
     int32_t kv;            /* default ONLAY_KV_F16 */
     uint32_t adapter_rank; /* room for adapters: their ranks together (of LoHa their squares), 64 virtual tokens; default 64 */
-    uint32_t reserved;     /* 0 */
+    uint32_t polite;       /* 1: its threads let every other program go first: lowest priority, no spinning, and the */
+                           /* calling one only waits; default 0 */
     onlay_text device;     /* "cpu" (default), or an NVIDIA GPU such as "cuda:0", which wears LoRA only */
     uint64_t gpu_memory;   /* the most bytes of it that may be taken; 0 (default): seven eighths of what is free */
 } onlay_session_options;
@@ -356,6 +357,8 @@ typedef struct onlay_train_options {
     onlay_text optimizer;         /* adamw (default) or adamw8bit */
     onlay_text device;            /* as in onlay_session_options */
     uint64_t gpu_memory;          /* as in onlay_session_options */
+    uint32_t polite;              /* as in onlay_session_options */
+    uint32_t reserved;            /* 0 */
 } onlay_train_options;
 
 onlay_status onlay_train_options_init(onlay_train_options *options, size_t struct_size, onlay_error **error);

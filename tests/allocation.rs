@@ -116,7 +116,7 @@ fn steps_allocate_nothing() {
             layer.learn(100, dropout, 1).unwrap();
             let options = TrainOptions {
                 level: Level::chosen().unwrap(),
-                threads: 2,
+                threads: 2.into(),
                 rows: 100,
                 context: 100,
                 sequences: 4,

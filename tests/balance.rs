@@ -43,7 +43,7 @@ fn losses_and_gradients_are_weighted_sums() {
     let layer = Arc::new(layer);
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads: 2,
+        threads: 2.into(),
         rows: 100,
         context: 50,
         sequences: 8,

@@ -116,7 +116,7 @@ fn trainer(model: &Arc<Model>, layer: Lora, keep: Keep, device: Device) -> (Trai
     let layer = Arc::new(layer);
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads: 2,
+        threads: 2.into(),
         rows: 96,
         context: 48,
         sequences: 4,
@@ -321,7 +321,7 @@ alone! {
             let layer = Arc::new(layer);
             let options = TrainOptions {
                 level: Level::chosen().unwrap(),
-                threads: 2,
+                threads: 2.into(),
                 rows: 16,
                 context: 16,
                 sequences: 1,

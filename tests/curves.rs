@@ -54,7 +54,7 @@ fn follow(model: &str, kind: &str, bound: f64, last: f64) {
     let layer = Arc::new(layer);
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads: 2,
+        threads: 2.into(),
         rows: 256,
         context: 128,
         sequences: 2,

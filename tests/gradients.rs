@@ -31,7 +31,7 @@ fn compare(model: &str, case: &str, keep: Keep) {
     let layer = Arc::new(layer);
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads: 2,
+        threads: 2.into(),
         rows: 128,
         context: 128,
         sequences: 2,
@@ -102,7 +102,7 @@ fn nothing_is_dropped_while_evaluating() {
         layer.learn(128, dropout, 0).unwrap();
         let options = TrainOptions {
             level: Level::chosen().unwrap(),
-            threads: 1,
+            threads: 1.into(),
             rows: 128,
             context: 128,
             sequences: 2,

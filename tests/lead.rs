@@ -25,7 +25,7 @@ fn trainer(model: &Arc<Model>, threads: usize, keep: Keep) -> Trainer {
     layer.learn(512, 0.0, 0).unwrap();
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads,
+        threads: threads.into(),
         rows: 512,
         context: 256,
         sequences: 8,

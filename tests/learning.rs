@@ -19,7 +19,7 @@ fn parts(model: &Model, rank: usize, which: impl Fn(&str) -> bool) -> Vec<Option
 fn train_options(threads: usize, keep: Keep) -> TrainOptions {
     TrainOptions {
         level: Level::chosen().unwrap(),
-        threads,
+        threads: threads.into(),
         rows: 100,
         context: 100,
         sequences: 8,

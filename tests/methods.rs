@@ -43,7 +43,7 @@ fn trainer(model: &Arc<Model>, mut layer: Layer, threads: usize, keep: Keep) -> 
     layer.learn(256, 0.0, 0).unwrap();
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads,
+        threads: threads.into(),
         rows: 256,
         context: 128,
         sequences: 2,
@@ -447,7 +447,7 @@ fn encoders() {
             layer.learn(rows, 0.0, 0).unwrap();
             let options = TrainOptions {
                 level,
-                threads: 2,
+                threads: 2.into(),
                 rows,
                 context: 128.min(rows),
                 sequences: 2,

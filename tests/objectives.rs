@@ -80,7 +80,7 @@ fn follow(model: &str, case: &str, (pass_rows, keep, threads): (usize, Keep, usi
     let layer = Arc::new(layer);
     let options = TrainOptions {
         level: Level::chosen().unwrap(),
-        threads,
+        threads: threads.into(),
         rows: pass_rows,
         context: 64,
         sequences: 4,
@@ -201,7 +201,7 @@ fn gradients_do_not_depend_on_the_passes() {
         let layer = Arc::new(layer);
         let options = TrainOptions {
             level: Level::chosen().unwrap(),
-            threads: 2,
+            threads: 2.into(),
             rows,
             context: 40,
             sequences,
@@ -244,7 +244,7 @@ fn references_do_not_depend_on_the_pass_and_a_pair_stays_whole() {
         layer.learn(rows, 0.0, 0).unwrap();
         let options = TrainOptions {
             level: Level::chosen().unwrap(),
-            threads: 2,
+            threads: 2.into(),
             rows,
             context: 40,
             sequences,

@@ -225,7 +225,7 @@ fn what_changes_numbers_is_refused_and_what_does_not_is_not() {
 
     // Things of this process.
     let free = RunOptions {
-        threads: 2,
+        threads: 2.into(),
         keep: Keep::Registers,
         eval_every: None,
         checkpoint_every: None,

@@ -14,9 +14,10 @@ fn greedy_text_of_stories260k() {
     };
     let want = std::fs::read_to_string(want).unwrap();
     let model = open(path);
-    for threads in [1, 2] {
+    for (threads, polite) in [(1, false), (2, false), (1, true), (2, true)] {
+        let threads = Some(threads);
         let options =
-            EngineOptions { threads: Some(threads), context: 512, kv: Precision::F32, ..Default::default() };
+            EngineOptions { threads, polite, context: 512, kv: Precision::F32, ..Default::default() };
         let mut engine = Engine::new(model.clone(), &options).unwrap();
         let mut session = engine.session();
         let bos = model.tokenizer().unwrap().bos().unwrap();

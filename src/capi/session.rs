@@ -71,13 +71,13 @@ const LEAD: usize = 64;
 
 fn plan(model: &Model, options: &StructIn<SessionOptions>) -> Done<(EngineOptions, Memory)> {
     let o = options.read("options")?;
-    reserved(o.reserved)?;
     let rank = count(o.adapter_rank.into(), 0, 1 << 16, "adapter_rank")?;
     let hidden = model.program().widest(|_| rank);
     let device = device(&o.device, o.gpu_memory)?;
     let longest = model.program().sites.iter().map(|s| s.inputs).max().unwrap_or(0);
     let options = EngineOptions {
         threads: threads(o.threads)?,
+        polite: flag(o.polite, "polite")?,
         context: context(o.context, CONTEXT, model)?,
         sessions: 1,
         rows: count(o.rows, 1, 1 << 16, "rows")?,

@@ -27,7 +27,7 @@ plain! {
         threads: u32 = 0,
         kv: i32 = KV_F16,
         adapter_rank: u32 = 64,
-        reserved: u32 = 0,
+        polite: u32 = 0,
         device: Text = Text::EMPTY,
         gpu_memory: u64 = 0,
     }
@@ -105,6 +105,8 @@ plain! {
         optimizer: Text = Text::EMPTY,
         device: Text = Text::EMPTY,
         gpu_memory: u64 = 0,
+        polite: u32 = 0,
+        reserved: u32 = 0,
     }
 }
 

@@ -12,7 +12,7 @@ use super::structs::{
 use crate::error::{Error, Kind, Place};
 use crate::format::files::check_target;
 use crate::model::Model;
-use crate::tensor::Team;
+use crate::tensor::{Team, Threads};
 use crate::train::{
     CONTEXT, Data, Encoder, Event, Files, Flow, Format, Length, Long, Optimizer, Outcome, Recipe, Rows, Run,
     RunOptions, RunPlan, Set, Shape, Start, Summary, objective, split,
@@ -103,6 +103,7 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         ("desirable-weight", o.desirable_weight),
         ("undesirable-weight", o.undesirable_weight),
     ];
+    structs::reserved(o.reserved)?;
     Ok(RunOptions {
         objective: match utf8(o.objective.bytes("objective")?, "objective")? {
             "" => None,
@@ -147,8 +148,13 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         },
         kv: precision(o.kv)?,
         device: structs::device(&o.device, o.gpu_memory)?,
-        ..RunOptions::new(level, threads(o.threads)?.unwrap_or_else(Team::default_len))
+        ..RunOptions::new(level, team(&o)?)
     })
+}
+
+fn team(o: &TrainOptions) -> Done<Threads> {
+    let count = threads(o.threads)?.unwrap_or_else(Team::default_len);
+    Ok(Threads { count, polite: flag(o.polite, "polite")? })
 }
 
 /// Rows as tokens, divided as asked.
@@ -237,7 +243,7 @@ export! {
         let o = options.read("options")?;
         let mut run_options = run_options(&o)?;
         let (path, overwrite) = output(&o, &model)?;
-        let (layer, parent) = layer(&o, &model, run_options.threads)?;
+        let (layer, parent) = layer(&o, &model, run_options.threads.count)?;
         run_options.parent = parent;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;

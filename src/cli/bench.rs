@@ -144,7 +144,7 @@ fn measure(args: &Args, model: &Arc<Model>, worn: &Option<Arc<Worn>>, layers: &[
     let engine = |sessions: usize, tokens: u32| {
         let positions = depth.max(1) + tokens as usize;
         let options = bench::options(threads, sessions, positions, args.kv.kv, room);
-        Engine::new(Arc::clone(model), &EngineOptions { device, ..options })
+        Engine::new(Arc::clone(model), &EngineOptions { device, polite: args.machine.polite, ..options })
     };
     if args.generate > 0 {
         let count = args.sessions as usize;
@@ -194,7 +194,7 @@ fn training(
     layer.learn(rows, 0.0, 1)?;
     let options = TrainOptions {
         level: level()?,
-        threads: args.machine.count(),
+        threads: args.machine.team(),
         rows,
         context: tokens,
         sequences: 1,

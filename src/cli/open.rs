@@ -63,6 +63,7 @@ pub fn engine(
 ) -> Result<Engine> {
     let options = EngineOptions {
         threads: machine.threads(),
+        polite: machine.polite,
         context,
         kv: kv.kv,
         device: machine.device()?,

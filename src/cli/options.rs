@@ -30,6 +30,9 @@ impl Threads {
 pub struct Machine {
     #[command(flatten)]
     threads: Threads,
+    /// Let every other program go first: threads of the lowest priority that never wait by spinning
+    #[arg(long)]
+    pub polite: bool,
     /// What computes: cpu, or an NVIDIA GPU such as cuda:0 [default: cpu]
     #[arg(long, value_name = "DEVICE", value_parser = device)]
     device: Option<Device>,
@@ -55,6 +58,11 @@ impl Machine {
 
     pub fn count(&self) -> usize {
         self.threads.count()
+    }
+
+    /// The threads of a run.
+    pub fn team(&self) -> onlay::tensor::Threads {
+        onlay::tensor::Threads { count: self.count(), polite: self.polite }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::{Memory, Model, Options, Request, Runner, Sequence, Wanted};
 use crate::ops::kv::Precision;
 use crate::ops::{Delta, Room};
-use crate::tensor::Team;
+use crate::tensor::{Team, Threads};
 use onlay_kernels::Level;
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub type Layer = Arc<dyn Delta>;
 pub struct EngineOptions {
     /// Threads; `None`: as many as there are cores, up to 16.
     pub threads: Option<usize>,
+    /// They let every other program go first ([`Threads`]).
+    pub polite: bool,
     /// Tokens of each session. Positions that a layer has in front of it do not count where `room` has them; where it does
     /// not, the session has so many tokens less.
     pub context: usize,
@@ -40,6 +42,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             threads: None,
+            polite: false,
             context: 2048,
             sessions: 1,
             rows: 512,
@@ -54,7 +57,7 @@ impl EngineOptions {
     fn runner(&self, level: Level) -> Options {
         Options {
             level,
-            threads: self.threads.unwrap_or_else(Team::default_len),
+            threads: Threads { count: self.threads.unwrap_or_else(Team::default_len), polite: self.polite },
             positions: self.context * self.sessions,
             sequences: self.sessions,
             context: self.context,

@@ -6,7 +6,7 @@ use crate::backend::{self, Backend, Device, Outline, Plan, Walk};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
-use crate::tensor::{Matrix, Team};
+use crate::tensor::{Matrix, Team, Threads};
 use onlay_kernels::Level;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Options {
     /// Instructions to use.
     pub level: Level,
     /// Threads.
-    pub threads: usize,
+    pub threads: Threads,
     /// Positions of all sequences together that the cache holds, at least; those in front of sequences do not count.
     pub positions: usize,
     /// Sequences that may be alive at once.
@@ -230,7 +230,7 @@ impl Options {
             columns: program.columns(),
             frames: 1,
             back: false,
-            needs: program.needs(self.rows, self.threads, 0, self.room, &storage),
+            needs: program.needs(self.rows, self.threads.count, 0, self.room, &storage),
             kv: program.kv_shape(self.kv, program.segments.len()),
             // every sequence may leave most of its last tile empty
             tiles: Pool::tiles_for(self.positions + self.sequences * self.room.lead) + self.sequences,

@@ -11,5 +11,5 @@ pub use frame::{Frame, Reading, Register, Writing};
 pub use mat::{Block, Chunks, Grid, Mat, MatMut};
 pub use matrix::{Matrix, Storage};
 pub use slots::Slots;
-pub use team::Team;
+pub use team::{Team, Threads};
 pub use weights::{Identity, Location, TensorRef, Weights};

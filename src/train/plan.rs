@@ -12,7 +12,7 @@ use crate::error::{Error, Findings, Kind, Result};
 use crate::model::{Memory, Model};
 use crate::ops::Delta;
 use crate::ops::kv::Precision;
-use crate::tensor::Identity;
+use crate::tensor::{Identity, Threads};
 use onlay_kernels::Level;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -89,7 +89,7 @@ pub struct RunOptions {
     /// Instructions to use.
     pub level: Level,
     /// Threads.
-    pub threads: usize,
+    pub threads: Threads,
     /// What a search has chosen and tried ([`Chosen::text`](super::Chosen::text)), for the terms of the run.
     pub searched: Option<String>,
     /// The layer that this one continues, for its manifest.
@@ -109,7 +109,7 @@ pub struct RunOptions {
 
 impl RunOptions {
     /// Three epochs in steps of 8 rows.
-    pub fn new(level: Level, threads: usize) -> Self {
+    pub fn new(level: Level, threads: impl Into<Threads>) -> Self {
         RunOptions {
             length: Length::Epochs(3.0),
             batch_size: 8,
@@ -133,7 +133,7 @@ impl RunOptions {
             searched: None,
             parent: None,
             level,
-            threads,
+            threads: threads.into(),
             kv: Precision::default(),
             device: Device::Host,
             keep: Keep::Streams,
@@ -328,7 +328,7 @@ fn process(model: &Model, layer: &Lora, options: &TrainOptions) -> u64 {
     let frames = if options.keep == Keep::Registers { program.segments.len() } else { 1 };
     // numbers, gradients, two moments and two copies of each place
     let arrays = 6 * layer.parts().iter().flatten().count() + (frames + 1) * program.columns().len();
-    ((768 << 10) + (64 << 10) * options.threads + tokenizer + 4096 * arrays) as u64
+    ((768 << 10) + (64 << 10) * options.threads.count + tokenizer + 4096 * arrays) as u64
 }
 
 /// What is wrong with judged rows as a whole.

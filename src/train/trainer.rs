@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Place, Result};
 use crate::model::{Memory, Model, View};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Delta, Needs, Turns};
-use crate::tensor::Team;
+use crate::tensor::{Team, Threads};
 use onlay_kernels::{Level, math};
 use std::borrow::Borrow;
 use std::ops::Range;
@@ -49,7 +49,7 @@ pub struct TrainOptions {
     /// Instructions to use.
     pub level: Level,
     /// Threads.
-    pub threads: usize,
+    pub threads: Threads,
     /// The most rows of a micro-batch, with those of virtual tokens.
     pub rows: usize,
     /// The longest sequence, without what stands in front of it.
@@ -108,7 +108,7 @@ impl TrainOptions {
     fn needs(&self, model: &Model, layer: &Lora) -> Needs {
         let room = model.program().room(layer);
         let head = HEAD_ROWS.min(self.rows);
-        model.program().needs(self.rows, self.threads, head, room, &model.bound().storage())
+        model.program().needs(self.rows, self.threads.count, head, room, &model.bound().storage())
     }
 
     fn plan(&self, model: &Model, layer: &Lora) -> Plan {

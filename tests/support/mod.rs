@@ -71,7 +71,7 @@ impl Answers {
 pub fn options(threads: usize) -> Options {
     Options {
         level: Level::chosen().unwrap(),
-        threads,
+        threads: threads.into(),
         positions: 1024,
         sequences: 8,
         context: 256,

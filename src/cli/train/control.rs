@@ -75,7 +75,7 @@ pub fn hold(
     let longest = control.examples.iter().chain(&eval.examples).map(|e| e.rows()).max().unwrap_or(1).max(1);
     let options = Options {
         level,
-        threads: args.machine.count(),
+        threads: args.machine.team(),
         positions: 2 * longest,
         sequences: 2,
         context: longest,

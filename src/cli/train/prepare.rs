@@ -164,7 +164,7 @@ pub fn prepare(args: &Args) -> Result<Prepared> {
         parent: parent.flatten(),
         kv: args.kv.kv,
         device: args.machine.device()?,
-        ..RunOptions::new(options::level()?, args.machine.count())
+        ..RunOptions::new(options::level()?, args.machine.team())
     };
     let beside = samples::beside(&args.data).filter(|_| !args.no_samples);
     let prompts = args.samples.clone().or(beside).map_or(Ok(Vec::new()), |path| samples::read(&path))?;
