@@ -2,8 +2,11 @@
 //! and on any number of threads.
 
 mod support;
+use onlay::adapter::Targets;
 use onlay::model::{Request, Runner, Sequence, Wanted};
+use onlay::ops::Delta;
 use onlay::ops::kv::Precision;
+use onlay::rng::Rng;
 use onlay_kernels::Level;
 use support::*;
 
@@ -153,4 +156,62 @@ fn what_cannot_be_run_is_refused_and_changes_nothing() {
     assert_eq!(e.unwrap_err(), "token 0: expected below 272, found 9999");
     assert_eq!(n, 60);
     assert_eq!(try_tokens(&[1; 40]), (Ok(()), 100));
+}
+
+fn worn<'a>(
+    sequence: &'a mut Sequence,
+    tokens: &'a [u32],
+    layer: &'a dyn Delta,
+    wanted: Wanted,
+) -> Request<'a> {
+    Request { sequence, tokens, delta: Some(layer), wanted }
+}
+
+/// Rows whose logits nobody wants end early; the others must not notice.
+#[test]
+fn what_is_not_wanted_changes_no_bit() {
+    for level in Level::available() {
+        for file in FILES {
+            let model = open(vectors().join(format!("{file}.gguf")));
+            let mut runner = runner(&model, {
+                let mut o = options(2);
+                o.level = level;
+                o
+            });
+            let v = model.program().vocabulary;
+            let (text, other) = (tokens(75, 3, v), tokens(40, 9, v));
+            // one of them wears a layer
+            let layer = Targets::parse("all").unwrap().layer(model.program(), 4, 2.0).unwrap();
+            let mut rng = Rng::new(5);
+            (0..layer.parts().len())
+                .for_each(|i| layer.params().get(i).iter_mut().for_each(|v| *v = 0.1 * rng.normal()));
+            let want = logits(&mut runner, &text, Some(&layer));
+            assert_ne!(bits(&want), bits(&in_pieces(&mut runner, &text, &[75])));
+            let others = in_pieces(&mut runner, &other, &[40]);
+            let (mut a, mut b) = (runner.sequence(), runner.sequence());
+            let mut got = Vec::new();
+            let mut step = |requests: &mut [Request<'_>]| {
+                runner.step(requests, &mut |i, t, z| got.push((i, t, z.to_vec()))).unwrap();
+            };
+            // nobody's, the last of a few, all of one beside the last of another, all beside nobody's
+            step(&mut [worn(&mut a, &text[..30], &layer, Wanted::Nothing)]);
+            step(&mut [worn(&mut a, &text[30..42], &layer, Wanted::Last)]);
+            step(&mut [request(&mut b, &other[..20]), worn(&mut a, &text[42..60], &layer, Wanted::Last)]);
+            step(&mut [
+                Request { wanted: Wanted::Nothing, ..request(&mut b, &other[20..]) },
+                worn(&mut a, &text[60..], &layer, Wanted::All),
+            ]);
+            let mut expected = vec![(0, 11, &want[41])];
+            expected.extend((0..20).map(|t| (0, t, &others[t])));
+            expected.push((1, 17, &want[59]));
+            expected.extend((0..15).map(|t| (1, t, &want[60 + t])));
+            assert_eq!(got.len(), expected.len());
+            for ((i, t, z), (wi, wt, w)) in got.iter().zip(&expected) {
+                assert_eq!((i, t), (wi, wt), "{file} {level:?}");
+                assert!(z.iter().zip(*w).all(|(a, b)| a.to_bits() == b.to_bits()), "{file} {level:?} {t}");
+            }
+            runner.forget(&mut a);
+            runner.forget(&mut b);
+        }
+    }
 }

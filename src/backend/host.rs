@@ -1,6 +1,6 @@
 //! The host: this process's processor, with a team of threads.
 
-use super::{Backend, End};
+use super::{Backend, End, Walk};
 use crate::error::Result;
 use crate::ops::kv::{Pool, Shape};
 use crate::ops::{
@@ -140,6 +140,22 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Leaves only some rows, ascending, of the registers that are still of use.
+    fn narrow(&mut self, live: &[Register], rows: &[u32]) {
+        let frame = &mut self.frames[self.frame];
+        for register in live {
+            let mut numbers = frame.write(*register);
+            let mat = numbers.mat();
+            let (cols, data) = (mat.cols(), mat.data());
+            for (to, from) in rows.iter().map(|r| *r as usize).enumerate() {
+                data.copy_within(from * cols..(from + 1) * cols, to * cols);
+            }
+        }
+        frame.set_rows(rows.len());
+    }
+}
+
 impl Backend for Machine {
     fn name(&self) -> String {
         format!("host, {}, {} threads", self.level.name(), self.team.len())
@@ -161,6 +177,29 @@ impl Backend for Machine {
         if let Some(grads) = &mut self.grads {
             grads.set_rows(rows);
         }
+    }
+
+    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) -> bool {
+        self.begin(batch.rows(), 0);
+        self.forward(tables, std::slice::from_ref(walk.embed), batch);
+        for i in 0..walk.segments {
+            if i > 0 {
+                self.advance(walk.result, walk.residual, 0);
+            }
+            let steps = (walk.steps)(i);
+            let Some(ends) = walk.ends.filter(|_| i + 1 == walk.segments) else {
+                self.forward(tables, steps, batch);
+                continue;
+            };
+            // a prompt's rows are there for the keys and values of those behind them: the last layer's end is for nobody
+            let (together, apart) = steps.split_at(walk.parting.steps);
+            self.forward(tables, together, batch);
+            if !ends.rows.is_empty() {
+                self.narrow(&walk.parting.live, ends.rows);
+                self.forward(tables, apart, ends.batch);
+            }
+        }
+        walk.ends.is_some()
     }
 
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {

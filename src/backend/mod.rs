@@ -84,6 +84,43 @@ pub struct Walk<'a> {
     pub residual: Register,
     /// The residual stream at its end.
     pub result: Register,
+    /// Where the rows of the last segment part.
+    pub parting: &'a Parting,
+    /// The rows whose end somebody wants; `None`: all of them, or nobody knows.
+    pub ends: Option<Ends<'a>>,
+}
+
+/// The place in a segment behind which rows no longer meet: its last attention.
+#[derive(Clone, Debug, Default)]
+pub struct Parting {
+    /// The steps before it.
+    pub steps: usize,
+    /// What the steps behind it read of what was there before.
+    pub live: Vec<Register>,
+}
+
+impl Parting {
+    /// Of these steps.
+    pub fn of(steps: &[Step]) -> Self {
+        let last = steps.iter().rposition(|s| matches!(s, Step::Attend(_)));
+        let (mut live, mut written) = (Vec::new(), Vec::new());
+        for step in &steps[last.map_or(0, |i| i + 1)..] {
+            let fresh = |r: &Register| !written.contains(r) && !live.contains(r);
+            let reads: Vec<_> = step.operation().reads().into_iter().filter(fresh).collect();
+            live.extend(reads);
+            written.extend(step.operation().writes());
+        }
+        Parting { steps: last.map_or(0, |i| i + 1), live }
+    }
+}
+
+/// Some rows of a batch, ascending, and the batch that they are alone.
+#[derive(Clone, Copy)]
+pub struct Ends<'a> {
+    /// Their numbers.
+    pub rows: &'a [u32],
+    /// As many rows; with none of them it is not looked at.
+    pub batch: Batch<'a>,
 }
 
 /// Executes steps over the rows of a batch, in its own planned memory.
@@ -107,17 +144,9 @@ pub trait Backend: Send {
     /// Says how many rows the next steps work on, and in which of the planned frames.
     fn begin(&mut self, rows: usize, frame: usize);
 
-    /// Computes a batch, from its tokens to the end of the program.
-    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) {
-        self.begin(batch.rows(), 0);
-        self.forward(tables, std::slice::from_ref(walk.embed), batch);
-        for i in 0..walk.segments {
-            if i > 0 {
-                self.advance(walk.result, walk.residual, 0);
-            }
-            self.forward(tables, (walk.steps)(i), batch);
-        }
-    }
+    /// Computes a batch, from its tokens to the end of the program. Gives whether only the rows of `walk.ends` came so far,
+    /// as the first ones of the residual stream.
+    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) -> bool;
 
     /// Walks the list.
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>);

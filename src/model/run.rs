@@ -2,7 +2,7 @@
 
 use super::open::Model;
 use super::program::Program;
-use crate::backend::{self, Backend, Device, Outline, Plan, Walk};
+use crate::backend::{self, Backend, Device, Ends, Outline, Plan, Walk};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
@@ -131,6 +131,18 @@ pub struct Request<'a> {
     pub wanted: Wanted,
 }
 
+impl Request<'_> {
+    /// Which of its tokens' logits are wanted.
+    fn wanted(&self) -> Range<usize> {
+        let n = self.tokens.len();
+        match self.wanted {
+            Wanted::Nothing => n..n,
+            Wanted::Last => n.saturating_sub(1)..n,
+            Wanted::All => 0..n,
+        }
+    }
+}
+
 /// Bound weights and rotary tables, as operations ask for them.
 pub(crate) struct View<'a> {
     pub model: &'a Model,
@@ -170,17 +182,20 @@ impl View<'_> {
 }
 
 /// Computes a batch, from its tokens to the end of the program.
-fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>) {
+/// See [`Backend::walk`].
+fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>, ends: Option<Ends<'_>>) -> bool {
     let program = view.model.program();
     let steps = |i: usize| &program.segments[i].steps[..];
     let walk = Walk {
+        parting: &program.segments.last().expect("a program has segments").parting,
+        ends,
         embed: &program.embed,
         segments: program.segments.len(),
         steps: &steps,
         residual: program.residual,
         result: program.result,
     };
-    backend.walk(view, &walk, batch);
+    backend.walk(view, &walk, batch)
 }
 
 /// A model with the memory to run it.
@@ -191,6 +206,9 @@ pub struct Runner {
     turns: Turns,
     tokens: Vec<u32>,
     pieces: Vec<Range<usize>>,
+    /// Rows that somebody wants, and the pieces that they are.
+    ends: Vec<u32>,
+    end_pieces: Vec<Range<usize>>,
 }
 
 impl std::fmt::Debug for Runner {
@@ -284,6 +302,8 @@ impl Runner {
             backend,
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
+            ends: Vec::with_capacity(options.rows),
+            end_pieces: Vec::with_capacity(options.rows),
             model,
             options,
         })
@@ -357,9 +377,28 @@ impl Runner {
         let group = program.attention.heads / program.attention.key_heads;
         Batch::cut(spans, Attend::longest_piece(group), &mut self.pieces);
         let batch = Batch { tokens: &self.tokens, spans, pieces: &self.pieces };
+        let mut end_spans = [Span::NONE; MOST_SEQUENCES];
+        let mut count = 0;
+        self.ends.clear();
+        for (r, span) in requests.iter().zip(spans) {
+            let wanted = r.wanted();
+            if !wanted.is_empty() {
+                let (first, position) = (self.ends.len(), span.position + wanted.start);
+                end_spans[count] = Span { first, rows: wanted.len(), position, ..*span };
+                count += 1;
+            }
+            self.ends.extend(wanted.map(|t| (span.first + t) as u32));
+        }
+        let end_spans = &end_spans[..count];
+        Batch::cut(end_spans, Attend::longest_piece(group), &mut self.end_pieces);
+        // their tokens have been looked up by then
+        let tokens = &self.tokens[..self.ends.len()];
+        let ends =
+            Ends { rows: &self.ends, batch: Batch { tokens, spans: end_spans, pieces: &self.end_pieces } };
+        let some = (self.ends.len() < self.tokens.len()).then_some(ends);
         let view = View { model: &self.model, turns: &self.turns };
-        walk(&mut *self.backend, &view, batch);
-        self.give_logits(requests, take)?;
+        let narrow = walk(&mut *self.backend, &view, batch, some);
+        self.give_logits(requests, narrow, take)?;
         self.backend.check()?;
         for r in requests {
             r.sequence.len += r.tokens.len();
@@ -380,7 +419,8 @@ impl Runner {
             let spans = [Span { first: 0, rows, position, tiles, delta: Some(delta) }];
             Batch::cut(&spans, Attend::longest_piece(group), &mut self.pieces);
             let batch = Batch { tokens: &self.tokens, spans: &spans, pieces: &self.pieces };
-            walk(&mut *self.backend, &View { model: &self.model, turns: &self.turns }, batch);
+            let nobody = Ends { rows: &[], batch: Batch { tokens: &[], spans: &[], pieces: &[] } };
+            walk(&mut *self.backend, &View { model: &self.model, turns: &self.turns }, batch, Some(nobody));
         }
     }
 
@@ -442,25 +482,21 @@ impl Runner {
         Ok(())
     }
 
-    /// The end, over the rows that somebody wants, some at a time.
+    /// The end, over the rows that somebody wants, some at a time. They may be all that there are.
     fn give_logits(
         &mut self,
         requests: &[Request<'_>],
+        narrow: bool,
         take: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> Result<()> {
         let mut waiting = [(0, 0); LOGIT_ROWS];
         let mut rows = [0; LOGIT_ROWS];
         let capacity = LOGIT_ROWS.min(self.options.rows);
-        let (mut n, mut first) = (0, 0);
+        let (mut n, mut first, mut before) = (0, 0, 0);
         for (i, r) in requests.iter().enumerate() {
-            let wanted = match r.wanted {
-                Wanted::Nothing => r.tokens.len()..r.tokens.len(),
-                Wanted::Last => r.tokens.len().saturating_sub(1)..r.tokens.len(),
-                Wanted::All => 0..r.tokens.len(),
-            };
-            for t in wanted {
-                (waiting[n], rows[n]) = ((i, t), (first + t) as u32);
-                n += 1;
+            for t in r.wanted() {
+                (waiting[n], rows[n]) = ((i, t), if narrow { before } else { (first + t) as u32 });
+                (n, before) = (n + 1, before + 1);
                 if n == capacity {
                     self.give_some(requests, &waiting[..n], &rows[..n], take)?;
                     n = 0;

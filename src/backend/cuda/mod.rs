@@ -305,7 +305,8 @@ impl Backend for Cuda {
     }
 
     /// A step in which every sequence has one row is the same launches for every token: they are kept and queued at once.
-    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) {
+    /// All rows go to the end.
+    fn walk(&mut self, tables: &dyn Tables, walk: &Walk<'_>, batch: Batch<'_>) -> bool {
         self.begin(batch.rows(), 0);
         self.attempt(|s| {
             let (view, drop) = s.tell(batch, false)?;
@@ -316,6 +317,7 @@ impl Backend for Cuda {
             }
             s.graph(Repeated { rows: view.rows, any: view.any, layers: s.layers.changes() }, all)
         });
+        false
     }
 
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {
