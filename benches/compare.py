@@ -2,16 +2,20 @@
 """Onlay beside llama.cpp and PEFT: each row alternates both sides and prints medians and their ratio as Markdown.
 
     benches/compare.py --onlay target/release/onlay --llama DIR_OF_PROGRAMS --models DIR --name 1b decode prompt depth
-    benches/compare.py --onlay … --peft PYTHON --models DIR --name 1b train
+    benches/compare.py --onlay … --peft PYTHON --models DIR --name 1b train instruct train-small
+    benches/compare.py --onlay … --qvac PROGRAM --models DIR --name 1b train-128
 
 Models are DIR/NAME.FORMAT.gguf. Rows: decode, prompt, depth, deep-prompt, together, batches, lora, mixed,
-busy, small, train, quantize, open.
+busy, small, train, instruct (one third of the tokens trained), train-small (110m, 4 rows of 256), train-128, growth,
+quantize, open.
 The opponents' programs are the user's own; nothing of them is built or shipped here. Standard library only.
 """
 import argparse
 import contextlib
 import json
 import pathlib
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -68,25 +72,58 @@ class Sides:
                    "-npp", 16, "-ntg", tokens, "-npl", count, "-t", self.a.threads, "--output-format", "jsonl"])[-1]
         return d["speed_tg"], None
 
-    def peft(self, dtype, tokens):
-        d = lines([self.a.peft, HERE / "peft_step.py", "--dtype", dtype, "--tokens", tokens, "--threads", self.a.threads])[-1]
+    def peft(self, dtype, tokens=512, more=()):
+        d = lines([self.a.peft, HERE / "peft_step.py", "--dtype", dtype, "--tokens", tokens, "--threads", self.a.threads, *more])[-1]
         return d["tokens_per_second"], d["peak_bytes"]
 
+    def train(self, kind, data, rows, name=None):
+        """Tokens per second of one epoch over `data`, `rows` rows a step."""
+        with tempfile.TemporaryDirectory() as t:
+            d = lines([self.a.onlay, "train", self.model(kind, name), "--data", data, "-o", pathlib.Path(t) / "o.gguf", "--epochs", 1,
+                       "--batch-size", rows, "--ctx", 1024, "--threads", self.a.threads, "--device", self.a.device, "--json"])[-1]
+        return d["tokens_per_second"], None
 
-def row(repeats, name, sides):
-    """`sides`: (label, function) pairs; the first is ours, the best of the others counts."""
+    def qvac(self, kind, text):
+        """Tokens per second of its progress line, which leaves opening out."""
+        command = [self.a.qvac, "-m", self.model(kind), "-f", text, "-c", 128, "-b", 128, "-ub", 128, "-t", self.a.threads, "-fa", "off",
+                   "--lora-rank", 16, "--lora-alpha", 32, "--num-epochs", 1, "--output-adapter", "adapter.gguf", "--lora-modules",
+                   "attn_q,attn_k,attn_v,attn_o,ffn_gate,ffn_up,ffn_down", *([] if kind == "Q8_0" else ["--no-repack"])]
+        with tempfile.TemporaryDirectory() as t:
+            done = subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=t)
+        shown = re.findall(r"train: \[.*?data=(\d+)/\d+.*?t=(\d+):(\d+):(\d+)", done.stdout + done.stderr)
+        if not shown:
+            sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+        count, h, m, s = map(int, shown[-1])
+        return 128 * count / (3600 * h + 60 * m + s), None
+
+
+def rows_of(path, lengths, trained, vocabulary=30000):
+    """Rows of tokens of no meaning, the last `trained` of each learned from."""
+    dice = random.Random(1)
+    with open(path, "w") as f:
+        for n in lengths:
+            ids = [dice.randrange(3, vocabulary) for _ in range(n)]
+            first = n - round(n * trained)
+            f.write(json.dumps({"input_ids": ids, "labels": [-100] * first + ids[first:]}) + "\n")
+    return path
+
+
+def row(repeats, name, sides, ours=1):
+    """`sides`: (label, function) pairs; the first `ours` are ours, and of the others the best counts for each of them."""
     got = {label: [] for label, _ in sides}
     for _ in range(repeats):
         for label, f in sides:
             got[label].append(f())
     speed = {label: statistics.median(x[0] for x in all_) for label, all_ in got.items()}
-    ours, others = sides[0][0], [label for label, _ in sides[1:]]
-    best = max(others, key=speed.get)
-    ceiling = statistics.median(x[1] for x in got[ours]) if got[ours][0][1] else None
-    share = f"{speed[ours] / ceiling:.2f}" if ceiling else ""
-    spread = max(x[0] for x in got[ours]) / min(x[0] for x in got[ours]) - 1
-    rest = ", ".join(f"{label} {speed[label]:.1f}" for label in others)
-    print(f"| {name} | {speed[ours]:.1f} | {spread:.0%} | {share} | {rest} | **{speed[ours] / speed[best]:.2f}×** |", flush=True)
+    labels = [label for label, _ in sides]
+    best = max(labels[ours:], key=speed.get)
+    rest = ", ".join(f"{label} {speed[label]:.1f}" for label in labels[ours:])
+    for label in labels[:ours]:
+        ceiling = statistics.median(x[1] for x in got[label]) if got[label][0][1] else None
+        share = f"{speed[label] / ceiling:.2f}" if ceiling else ""
+        spread = max(x[0] for x in got[label]) / min(x[0] for x in got[label]) - 1
+        what = name if ours == 1 else f"{name}, {label}"
+        print(f"| {what} | {speed[label]:.1f} | {spread:.0%} | {share} | {rest} | **{speed[label] / speed[best]:.2f}×** |", flush=True)
 
 
 def main():
@@ -95,6 +132,7 @@ def main():
     ap.add_argument("--onlay", required=True)
     ap.add_argument("--llama", help="folder with llama-bench, llama-batched-bench, llama-quantize")
     ap.add_argument("--peft", help="a Python with torch, transformers and peft")
+    ap.add_argument("--qvac", help="the program llama-finetune-lora of QVAC Fabric")
     ap.add_argument("--models", required=True)
     ap.add_argument("--name", default="1b")
     ap.add_argument("--adapter", help="a LoRA, for the row lora")
@@ -153,10 +191,38 @@ def main():
                     row(n, f"LoRA worn, {next(iter(what))} {next(iter(what.values()))}, {f}",
                         [("with", lambda f=f, w=what: s.onlay(f, **w, more=worn)), ("own base", lambda f=f, w=what: s.onlay(f, **w))])
         elif r == "train":
-            for f in ("Q8_0", "Q4_K_M"):
-                row(n, f"LoRA r16 step, 512 tokens, {f}", [("onlay", lambda f=f: s.onlay(f, more=("--train", 512))),
-                                                           ("onlay, layers again", lambda f=f: s.onlay(f, more=("--train", 512, "--recompute")))]
-                    + [(f"PEFT {d}", lambda d=d: s.peft(d, 512)) for d in ("float32", "bfloat16")])
+            ours = [(f + again, lambda f=f, m=m: s.onlay(f, more=("--train", 512, *m)))
+                    for f in ("Q8_0", "Q4_K_M") for again, m in (("", ()), (", layers again", ("--recompute",)))]
+            row(n, "LoRA r16 step, 512 tokens", ours + [(f"PEFT {d}", lambda d=d: s.peft(d)) for d in ("float32", "bfloat16")], ours=4)
+        elif r in ("instruct", "train-small"):
+            dice = random.Random(1)
+            small = r == "train-small"
+            lengths, trained, per = ([256] * 32, 1, 4) if small else ([dice.randint(64, 448) for _ in range(16)], 1 / 3, 8)
+            name, what = ("110m", "4 × 256") if small else (args.name, "masked rows, 8 a step")
+            with tempfile.TemporaryDirectory() as t:
+                data = rows_of(pathlib.Path(t) / "rows.jsonl", lengths, trained)
+                row(n, f"LoRA r16, {name}, {what}", [(f, lambda f=f: s.train(f, data, per, name)) for f in ("Q8_0", "Q4_K_M")]
+                    + [(f"PEFT {d} {c}", lambda d=d, c=c: s.peft(d, more=("--shape", name, "--data", data, "--rows", per, "--collate", c)))
+                       for d in ("float32", "bfloat16") for c in (("padded",) if small else ("one", "pairs"))], ours=2)
+        elif r == "train-128":
+            with tempfile.TemporaryDirectory() as t:
+                text = pathlib.Path(t) / "text.txt"
+                text.write_text(" ".join(str(i) for i in range(120)))
+                for f in ("Q8_0", "Q4_K_M"):
+                    row(n, f"LoRA r16 step, 128 tokens, {f}", [("onlay", lambda f=f: s.onlay(f, more=("--train", 128))),
+                                                              ("QVAC Fabric", lambda f=f: s.qvac(f, text))])
+        elif r == "growth":
+            # one side only: how the cost of a token grows with parameters and with what it looks back at
+            print("\n| model, Q4_K_M | decode tok/s | prompt 512 tok/s |\n|---|---|---|")
+            for m in sorted(pathlib.Path(args.models).glob("*.Q4_K_M.gguf"), key=lambda m: m.stat().st_size):
+                name = m.name.split(".")[0]
+                got = [statistics.median(s.onlay("Q4_K_M", name=name, **w)[0] for _ in range(n)) for w in ({"generate": 64}, {"prompt": 512})]
+                print(f"| {name}, {m.stat().st_size / 1e6:.0f} MB | {got[0]:.1f} | {got[1]:.1f} |", flush=True)
+            print(f"\n| depth, {args.name} Q4_K_M | decode ms/token | prompt 512 ms/token |\n|---|---|---|")
+            for d in (0, 1024, 2048, 4096, 8192, 16384, 32768):
+                got = [1000 / statistics.median(s.onlay("Q4_K_M", more=("-d", d), **w)[0] for _ in range(n))
+                       for w in ({"generate": 16}, {"prompt": 512})]
+                print(f"| {d} | {got[0]:.2f} | {got[1]:.3f} |", flush=True)
         elif r == "quantize":
             with tempfile.TemporaryDirectory() as t:
                 out = pathlib.Path(t) / "q.gguf"
