@@ -148,7 +148,7 @@ fn run_options(o: &TrainOptions) -> Done<RunOptions> {
         },
         kv: precision(o.kv)?,
         device: structs::device(&o.device, o.gpu_memory)?,
-        ..RunOptions::new(level, team(&o)?)
+        ..RunOptions::new(level, team(o)?)
     })
 }
 
