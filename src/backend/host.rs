@@ -204,7 +204,15 @@ impl Backend for Machine {
 
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {
         let mut host = self.host(tables, batch, None, None);
-        for step in steps {
+        let mut steps = steps.iter().peekable();
+        while let Some(step) = steps.next() {
+            // a pair of products that a gate makes one of, unless somebody will want to know both
+            if let (Step::Linear(linear), Some(Step::Gate(gate)), None) = (step, steps.peek(), host.grads)
+                && linear.forward_gated(&mut host, gate)
+            {
+                steps.next();
+                continue;
+            }
             step.operation().forward(&mut host);
         }
     }
@@ -266,7 +274,7 @@ impl Backend for Machine {
         let (rows, y) = (Mat::new(&x[..n * matrix.cols], matrix.cols), &mut z[..n * matrix.rows]);
         let mut products = [const { None }; linear::SHARING];
         let y = MatMut::new(y, matrix.rows);
-        products[0] = Some(linear::Product { site: end.site, matrix, bias: None, y });
+        products[0] = Some(linear::Product { site: end.site, matrix, bias: None, y: Some(y) });
         linear::multiply(&mut self.host(tables, end.batch, None, None), rows, products);
         if end.shares {
             for (i, z) in z[..n * matrix.rows].chunks_exact_mut(matrix.rows).enumerate() {

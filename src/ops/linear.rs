@@ -16,9 +16,10 @@
 
 use super::dense::MANY;
 use super::scratch::{Group, PANEL, ROWS, Scratch, TASK, Worker};
-use super::{Base, Batch, Delta, Host, Lent, MatrixId, Operation, Site, Span, VectorId};
+use super::{Base, Batch, Delta, Gate, Host, Lent, MatrixId, Operation, Site, Span, VectorId};
 use crate::tensor::{Block, Chunks, Grid, Mat, MatMut, Matrix, Register, Storage};
 use onlay_kernels::acts::{self, ActsMut, Grain};
+use onlay_kernels::gate::swiglu;
 use onlay_kernels::panel::{self, PanelMut};
 use onlay_kernels::{Level, dense, dense_panel};
 use std::ops::Range;
@@ -72,7 +73,7 @@ impl Operation for Linear {
                 site: o.site,
                 matrix: host.tables.matrix(o.matrix),
                 bias: o.bias.map(|b| host.tables.vector(b)),
-                y: to.as_mut().expect("every output has a register").mat(),
+                y: Some(to.as_mut().expect("every output has a register").mat()),
             });
         }
         multiply(host, x.mat(), products);
@@ -90,12 +91,36 @@ impl Operation for Linear {
     }
 }
 
+impl Linear {
+    /// This step and the gate behind it at once, if that is what `gate` is: `to = silu(W₀·x)·(W₁·x)`, whose factors never leave the
+    /// member's memory. For walks that nobody walks back. Whether it was done.
+    pub(crate) fn forward_gated(&self, host: &mut Host<'_>, gate: &Gate) -> bool {
+        let [g, u] = &self.outputs[..] else { return false };
+        let batch = host.batch;
+        let plain = |site| {
+            !says(batch, |d| d.enters(site) || d.leaves(site) || d.follows(site) || d.matrix(site).is_some())
+        };
+        if (g.to, u.to) != (gate.gate, gate.up) || !plain(g.site) || !plain(u.site) {
+            return false;
+        }
+        let (x, mut to) = (host.frame.read(self.x), host.frame.write(gate.to));
+        let product = |o: &Output, y| {
+            let bias = o.bias.map(|b| host.tables.vector(b));
+            Some(Product { site: o.site, matrix: host.tables.matrix(o.matrix), bias, y })
+        };
+        let products = [product(g, Some(to.mat())), product(u, None), None, None];
+        multiply(host, x.mat(), products);
+        true
+    }
+}
+
 /// One product to be computed.
 pub(crate) struct Product<'a> {
     pub site: Site,
     pub matrix: Matrix<'a>,
     pub bias: Option<&'a [f32]>,
-    pub y: MatMut<'a>,
+    /// Nowhere: it gates the one before it.
+    pub y: Option<MatMut<'a>>,
 }
 
 /// What the members need to know of a product besides its grid of outputs.
@@ -124,7 +149,7 @@ pub fn base_product(host: &mut Host<'_>, base: Base<'_>, x: Mat<'_>, y: MatMut<'
     let (whole, spans) = (0..n, [Span { rows: n, ..Span::NONE }]);
     let batch = Batch { tokens: &[], spans: &spans, pieces: std::slice::from_ref(&whole) };
     let mut products = [const { None }; SHARING];
-    products[0] = Some(Product { site: Site(u32::MAX), matrix: base.matrix, bias: base.bias, y });
+    products[0] = Some(Product { site: Site(u32::MAX), matrix: base.matrix, bias: base.bias, y: Some(y) });
     multiply_batch(host, batch, x, products);
 }
 
@@ -260,7 +285,7 @@ fn multiply_batch(
         let leaves = says(batch, |d| d.leaves(site));
         *slot = Some(Task { site, matrix: p.matrix, bias: p.bias, leaves, base, stands, hidden });
         hidden += batch.spans.iter().filter_map(|s| s.delta).map(|d| d.width(site)).max().unwrap_or(0);
-        *grid = Some(Grid::new([p.y.again()], &blocks[..count], [width]));
+        *grid = p.y.as_mut().map(|y| Grid::new([y.again()], &blocks[..count], [width]));
     }
     let mut all_hidden = scratch.hidden.get(0);
     let all_hidden = &mut all_hidden[..n * hidden];
@@ -328,32 +353,50 @@ fn multiply_batch(
     let all_hidden = &*all_hidden;
     host.team.run(&|member| {
         let mut worker = scratch.workers.get(member);
-        for (task, grid) in tasks.iter().zip(&grids) {
+        for (i, (task, grid)) in tasks.iter().zip(&grids).enumerate() {
             let (Some(task), Some(grid)) = (task, grid) else { break };
+            // the product that gates this one
+            let other = tasks.get(i + 1).and_then(Option::as_ref).filter(|_| grids[i + 1].is_none());
             // few rows wait for memory, many share panels
             let next = || if few { grid.next_for(member, members) } else { grid.next() };
             while let Some((b, [first], [mut block])) = next() {
                 let rows = blocks[b].clone();
                 let width = block.row(0).len();
                 if few && hidden > 0 {
-                    batch
-                        .spans
-                        .iter()
-                        .filter_map(|s| s.delta)
-                        .for_each(|d| d.soon(level, task.site, first, width));
+                    let deltas = batch.spans.iter().filter_map(|s| s.delta);
+                    deltas.for_each(|d| {
+                        [Some(task), other]
+                            .into_iter()
+                            .flatten()
+                            .for_each(|t| d.soon(level, t.site, first, width))
+                    });
                 }
                 if task.base {
-                    let stride =
-                        outputs(level, scratch, task, u, rows.clone(), first, width, few, &mut worker);
-                    let Worker { tile, spare, .. } = &mut *worker;
-                    let mut y = MatMut::new(&mut tile[..rows.len() * stride], stride);
+                    let Worker { tile, panel, spare, .. } = &mut *worker;
+                    let whole = if other.is_some() { tile.len() / 2 } else { tile.len() };
+                    let (tile, second) = tile.split_at_mut(whole);
                     // what layers add, they add while the outputs are close
                     let alone = !task.stands && !task.leaves;
-                    if alone && hidden > 0 {
-                        let mut y = Block::alone(y.again(), width);
-                        add_hidden(level, batch, task, (all_hidden, hidden), first, &mut y, &rows, spare);
+                    let mut product = |task: &Task<'_>, tile: &mut [f32]| {
+                        let stride =
+                            outputs(level, scratch, task, u, rows.clone(), first, width, few, tile, panel);
+                        if alone && hidden > 0 {
+                            let mut y =
+                                Block::alone(MatMut::new(&mut tile[..rows.len() * stride], stride), width);
+                            add_hidden(level, batch, task, (all_hidden, hidden), first, &mut y, &rows, spare);
+                        }
+                        stride
+                    };
+                    let stride = product(task, tile);
+                    if let Some(other) = other {
+                        let apart = product(other, second);
+                        for i in 0..rows.len() {
+                            let (g, u) = (&tile[i * stride..][..width], &second[i * apart..][..width]);
+                            swiglu(level, g, u, block.row(i));
+                        }
+                        continue;
                     }
-                    publish(y.view(), &mut block);
+                    publish(Mat::new(&tile[..rows.len() * stride], stride), &mut block);
                     if alone {
                         continue;
                     }
@@ -384,8 +427,8 @@ fn multiply_batch(
         }
     });
     for p in products.iter_mut().flatten() {
-        if says(batch, |d| d.follows(p.site)) {
-            follow(host, batch, p.site, p.y.again());
+        if let Some(y) = p.y.as_mut().filter(|_| says(batch, |d| d.follows(p.site))) {
+            follow(host, batch, p.site, y.again());
         }
     }
 }
@@ -537,7 +580,8 @@ fn outputs(
     first: usize,
     width: usize,
     few: bool,
-    worker: &mut Worker,
+    tile: &mut [f32],
+    panel: &mut [u32],
 ) -> usize {
     let (m, n) = (&task.matrix, rows.len());
     let w = m.part(first, width);
@@ -547,11 +591,11 @@ fn outputs(
         Storage::Dense(_) if x.rows() >= MANY => (TASK, dense_panel::columns(level)),
         _ => (width, 1),
     };
-    let tile = &mut worker.tile[..n.next_multiple_of(columns) * stride];
+    let tile = &mut tile[..n.next_multiple_of(columns) * stride];
     let groups = m.storage.grain().map(|g| if g == Grain::Small { &scratch.small } else { &scratch.large });
     match (m.storage, groups) {
         (Storage::Dense(d), _) if x.rows() >= MANY => {
-            let panel = bytemuck::cast_slice_mut(&mut worker.panel);
+            let panel = bytemuck::cast_slice_mut(panel);
             super::dense::outputs(level, d, (w, m.row_bytes, m.cols), &scratch.packed, rows, panel, tile);
         }
         (Storage::Dense(d), _) => {
@@ -566,13 +610,13 @@ fn outputs(
             for from in (0..m.cols).step_by(PANEL) {
                 let cut = PANEL.min(m.cols - from);
                 let words = PanelMut::words(lanes, cut);
-                for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
+                for (p, scratch) in panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
                     let rows = lanes.min(width - p * lanes);
                     let w = &w[p * lanes * m.row_bytes..(p * lanes + rows) * m.row_bytes];
                     (f.fill)(level, w, m.row_bytes, from, PanelMut::carve(scratch, lanes, cut));
                 }
                 // a panel stays close while the activations run down it
-                for (p, scratch) in worker.panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
+                for (p, scratch) in panel.chunks_mut(words).enumerate().take(width.div_ceil(lanes)) {
                     let panel = PanelMut::carve(scratch, lanes, cut);
                     for (i, g) in (rows.start / columns..rows.end.div_ceil(columns)).enumerate() {
                         let x = groups.read(g);

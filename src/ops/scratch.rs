@@ -273,7 +273,9 @@ impl Scratch {
     fn tile(needs: Needs) -> usize {
         let rows = needs.rows.min(ROWS).next_multiple_of(GROUP);
         let back = if needs.back() { needs.rows * BACK.1 } else { 0 };
-        (rows * TASK).max(super::FEW * FEW_WIDTH).max(back)
+        let one = (rows * TASK).max(super::FEW * FEW_WIDTH);
+        // where nobody walks back, two products that a gate makes one of
+        if needs.back() { one.max(back) } else { 2 * one }
     }
 
     /// Lends `len` numbers of a member's spare memory (whatever they hold).
