@@ -90,6 +90,7 @@ fn steps_allocate_nothing() {
         // generation through the engine
         let options = EngineOptions {
             threads: Some(2),
+            polite: true,
             context: 200,
             room: Room { hidden: 2048, entered: 256, lead: 8 },
             ..Default::default()

@@ -67,6 +67,7 @@ typedef struct {
     const onlay_model *model;
     char output[1200];
     onlay_adapter *made;
+    uint32_t polite;
     onlay_status status;
     volatile int steps;
 } Lesson;
@@ -88,6 +89,7 @@ static void *teach(void *user) {
     o.learning_rate = 2e-2;
     o.seed = 3;
     o.threads = 2;
+    o.polite = l->polite;
     o.context = 128;
     l->status = onlay_train(l->model, &o, count, l, &l->made, NULL, NULL);
     return NULL;
@@ -104,6 +106,7 @@ static void meanwhile(const onlay_model *model) {
     OKAY(onlay_session_new(model, NULL, &session, &error));
     n = run(session, base, 64);
     alone.model = beside.model = model;
+    alone.polite = 1; /* which is no other result */
     strcpy(alone.output, file(1, "whole/meanwhile.gguf"));
     strcpy(beside.output, file(1, "parts/meanwhile.gguf"));
     teach(&alone);

@@ -41,7 +41,7 @@ static void serving(const onlay_model *model) {
     onlay_text stop[2];
 
     OKAY(onlay_session_options_init(&options, sizeof options, &error));
-    CHECK(options.rows == 512 && options.kv == ONLAY_KV_F16 && options.adapter_rank == 64 && options.reserved == 0);
+    CHECK(options.rows == 512 && options.kv == ONLAY_KV_F16 && options.adapter_rank == 64 && options.polite == 0);
     options.context = 64;
     options.threads = 2;
     OKAY(onlay_session_plan(model, &options, &bytes, &error));
@@ -65,6 +65,9 @@ static void serving(const onlay_model *model) {
     options.gpu_memory = 5;
     WRONG(ONLAY_ARGUMENT, "GPU", onlay_session_new(model, &options, &session, &error));
     options.gpu_memory = 0;
+    options.polite = 2;
+    WRONG(ONLAY_ARGUMENT, "polite", onlay_session_new(model, &options, &session, &error));
+    options.polite = 0;
     OKAY(onlay_session_new(model, &options, &session, &error));
 
     WRONG(ONLAY_ARGUMENT, "at least 1", onlay_session_generate(session, NULL, NULL, NULL, NULL, &error));
