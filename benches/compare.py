@@ -11,6 +11,7 @@ quantize, open.
 The opponents' programs are the user's own; nothing of them is built or shipped here. Standard library only.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import pathlib
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 
 HERE = pathlib.Path(__file__).parent
 
@@ -71,6 +74,37 @@ class Sides:
         d = lines([pathlib.Path(self.a.llama) / "llama-batched-bench", "-m", self.model(kind), "-c", count * (tokens + 32),
                    "-npp", 16, "-ntg", tokens, "-npl", count, "-t", self.a.threads, "--output-format", "jsonl"])[-1]
         return d["speed_tg"], None
+
+    def server(self, kind, count, tokens, apart, port=8765):
+        """llama.cpp's server: `count` requests together, each with a LoRA of its own or all with the same."""
+        with tempfile.TemporaryDirectory() as t:
+            loras = [pathlib.Path(t) / f"{i}.gguf" for i in range(count)]
+            for lora in loras:
+                lora.symlink_to(pathlib.Path(self.a.adapter).resolve())
+            process = subprocess.Popen([pathlib.Path(self.a.llama) / "llama-server", "-m", self.model(kind), "-np", str(count), "-c",
+                                        str(512 * count), "-t", str(self.a.threads), "--port", str(port), "--lora-init-without-apply",
+                                        "--lora", ",".join(map(str, loras))], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+            def ask(i, n):
+                body = {"prompt": [(7 * j + 13 * i) % 30000 + 5 for j in range(8)], "n_predict": n, "ignore_eos": True, "temperature": 0,
+                        "lora": [{"id": i if apart else 0, "scale": 1.0}], "cache_prompt": False}
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/completion", json.dumps(body).encode(),
+                                                 {"Content-Type": "application/json"})
+                return json.load(urllib.request.urlopen(request, timeout=600))["tokens_predicted"]
+            try:
+                for _ in range(240):
+                    with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                        break
+                    time.sleep(0.5)
+                with concurrent.futures.ThreadPoolExecutor(count) as pool:
+                    list(pool.map(ask, range(count), [4] * count))
+                    start = time.perf_counter()
+                    total = sum(pool.map(ask, range(count), [tokens] * count))
+                    return total / (time.perf_counter() - start), None
+            finally:
+                process.kill()
+                process.wait()
 
     def peft(self, dtype, tokens=512, more=()):
         d = lines([self.a.peft, HERE / "peft_step.py", "--dtype", dtype, "--tokens", tokens, "--threads", self.a.threads, *more])[-1]
@@ -171,8 +205,11 @@ def main():
                                                                 ("llama.cpp", lambda c=c: s.batched("Q4_K_M", c, 16))])
         elif r == "mixed":
             worn = ("--adapter", args.adapter, "--sessions", 8)
-            row(n, "8 sessions, 8 LoRAs, Q4_K_M", [("apart", lambda: s.onlay("Q4_K_M", generate=32, more=(*worn, "--apart"))),
-                                                  ("one LoRA", lambda: s.onlay("Q4_K_M", generate=32, more=worn))])
+            apart = ("onlay", lambda: s.onlay("Q4_K_M", generate=32, more=(*worn, "--apart")))
+            row(n, "8 sessions, 8 LoRAs, Q4_K_M", [apart, ("one LoRA", lambda: s.onlay("Q4_K_M", generate=32, more=worn))])
+            if args.llama and (pathlib.Path(args.llama) / "llama-server").exists():
+                row(n, "8 sessions, 8 LoRAs, Q4_K_M", [apart, ("llama.cpp's server", lambda: s.server("Q4_K_M", 8, 32, True)),
+                                                      ("the same LoRA for all", lambda: s.server("Q4_K_M", 8, 32, False))])
         elif r == "busy":
             with busy(args.threads):
                 row(n, "decode 64 on a busy machine, Q4_K_M", [("onlay", lambda: s.onlay("Q4_K_M", generate=64))]
@@ -219,7 +256,7 @@ def main():
                 got = [statistics.median(s.onlay("Q4_K_M", name=name, **w)[0] for _ in range(n)) for w in ({"generate": 64}, {"prompt": 512})]
                 print(f"| {name}, {m.stat().st_size / 1e6:.0f} MB | {got[0]:.1f} | {got[1]:.1f} |", flush=True)
             print(f"\n| depth, {args.name} Q4_K_M | decode ms/token | prompt 512 ms/token |\n|---|---|---|")
-            for d in (0, 1024, 2048, 4096, 8192, 16384, 32768):
+            for d in (0, 1024, 2048, 4096, 8192):
                 got = [1000 / statistics.median(s.onlay("Q4_K_M", more=("-d", d), **w)[0] for _ in range(n))
                        for w in ({"generate": 16}, {"prompt": 512})]
                 print(f"| {d} | {got[0]:.2f} | {got[1]:.3f} |", flush=True)

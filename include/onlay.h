@@ -189,8 +189,8 @@ typedef struct onlay_session_options {
     uint32_t threads;      /* the calling one included unless polite; 0 (default): as many as there are cores, up to 16 */
     int32_t kv;            /* default ONLAY_KV_F16 */
     uint32_t adapter_rank; /* room for adapters: their ranks together (of LoHa their squares), 64 virtual tokens; default 64 */
-    uint32_t polite;       /* 1: its threads let every other program go first: lowest priority, no spinning, and the */
-                           /* calling one only waits; default 0 */
+    uint32_t polite;       /* 1: its threads have the lowest priority (where the system is Linux or Apple's) and never */
+                           /* spin, and the calling one does only what is too little to divide; default 0 */
     onlay_text device;     /* "cpu" (default), or an NVIDIA GPU such as "cuda:0", which wears LoRA only */
     uint64_t gpu_memory;   /* the most bytes of it that may be taken; 0 (default): seven eighths of what is free */
 } onlay_session_options;

@@ -2,10 +2,10 @@
 //! and on any number of threads.
 
 mod support;
-use onlay::adapter::Targets;
+use onlay::adapter::{Method, New, Targets};
 use onlay::model::{Request, Runner, Sequence, Wanted};
-use onlay::ops::Delta;
 use onlay::ops::kv::Precision;
+use onlay::ops::{Delta, Site};
 use onlay::rng::Rng;
 use onlay_kernels::Level;
 use support::*;
@@ -212,6 +212,46 @@ fn what_is_not_wanted_changes_no_bit() {
             }
             runner.forget(&mut a);
             runner.forget(&mut b);
+        }
+    }
+}
+
+/// A gate and what it gates are one product, unless somebody in the batch wears a layer that comes between.
+#[test]
+fn gates_are_the_same_apart() {
+    for level in Level::available() {
+        for file in FILES {
+            let model = open(vectors().join(format!("{file}.gguf")));
+            let mut runner = runner(&model, {
+                let mut o = options(2);
+                o.level = level;
+                o
+            });
+            let v = model.program().vocabulary;
+            let (text, other) = (tokens(30, 3, v), tokens(20, 9, v));
+            let targets = Some(Targets::parse("gate").unwrap());
+            let new = New { targets, ..New::of(Method::named("full").unwrap()) };
+            let layer = new.layer(&model, level, 1).unwrap();
+            let gates = (0..model.program().sites.len()).map(|i| Site(i as u32));
+            assert!(gates.filter(|s| layer.matrix(*s).is_some()).count() == model.program().segments.len());
+            let want = bits(&in_pieces(&mut runner, &text, &[30]));
+            for size in [1, 30] {
+                let (mut a, mut b) = (runner.sequence(), runner.sequence());
+                let mut got = Vec::new();
+                for (part, beside) in text.chunks(size).zip(other.chunks(size).cycle()) {
+                    let mut both = [request(&mut a, part), worn(&mut b, beside, &layer, Wanted::Last)];
+                    runner
+                        .step(&mut both, &mut |i, _, z| {
+                            if i == 0 {
+                                got.push(z.to_vec());
+                            }
+                        })
+                        .unwrap();
+                }
+                assert!(want == bits(&got), "{file} {level:?} {size}");
+                runner.forget(&mut a);
+                runner.forget(&mut b);
+            }
         }
     }
 }

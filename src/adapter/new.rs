@@ -30,7 +30,7 @@ use crate::model::Model;
 use crate::model::program::{Program, Spot};
 use crate::ops::Site;
 use crate::rng::Rng;
-use crate::tensor::Team;
+use crate::tensor::{Team, Threads};
 use onlay_kernels::Level;
 use onlay_kernels::activate::Activation;
 use std::collections::BTreeSet;
@@ -204,7 +204,7 @@ impl New {
     ///
     /// # Errors
     /// `Argument`: everything that cannot be.
-    pub fn layer(&self, model: &Model, level: Level, threads: usize) -> Result<Layer> {
+    pub fn layer(&self, model: &Model, level: Level, threads: impl Into<Threads>) -> Result<Layer> {
         let (program, names) = (model.program(), Names::of(model.program()));
         let mut wrong = Findings::default();
         let targets =

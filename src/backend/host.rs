@@ -81,6 +81,8 @@ pub struct Machine {
     streams: Vec<Vec<f32>>,
     end: EndMemory,
     vocabulary: usize,
+    /// Nobody walks back: steps may leave out what only that would want.
+    forward_only: bool,
 }
 
 /// Rows at the end of the program, their gradients, their logits, their losses.
@@ -99,6 +101,7 @@ impl Machine {
     /// `Memory` if the system does not give it, `Argument` for a shape of keys and values that cannot be kept.
     pub fn new(plan: &Plan, team: Team) -> Result<Self> {
         let rows = plan.needs.rows;
+        assert!(plan.back || !plan.needs.back(), "a plan without gradients has no backward pass");
         Ok(Machine {
             level: plan.level,
             team,
@@ -115,6 +118,7 @@ impl Machine {
                 losses: Slots::new(plan.ends, |_| 0.0),
             },
             vocabulary: plan.vocabulary,
+            forward_only: !plan.back,
         })
     }
 
@@ -203,11 +207,12 @@ impl Backend for Machine {
     }
 
     fn forward(&mut self, tables: &dyn Tables, steps: &[Step], batch: Batch<'_>) {
+        let forward_only = self.forward_only;
         let mut host = self.host(tables, batch, None, None);
         let mut steps = steps.iter().peekable();
         while let Some(step) = steps.next() {
-            // a pair of products that a gate makes one of, unless somebody will want to know both
-            if let (Step::Linear(linear), Some(Step::Gate(gate)), None) = (step, steps.peek(), host.grads)
+            // a pair of products that a gate makes one of
+            if let (Step::Linear(linear), Some(Step::Gate(gate)), true) = (step, steps.peek(), forward_only)
                 && linear.forward_gated(&mut host, gate)
             {
                 steps.next();

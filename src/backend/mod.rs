@@ -105,9 +105,11 @@ impl Parting {
         let last = steps.iter().rposition(|s| matches!(s, Step::Attend(_)));
         let (mut live, mut written) = (Vec::new(), Vec::new());
         for step in &steps[last.map_or(0, |i| i + 1)..] {
-            let fresh = |r: &Register| !written.contains(r) && !live.contains(r);
-            let reads: Vec<_> = step.operation().reads().into_iter().filter(fresh).collect();
-            live.extend(reads);
+            for register in step.operation().reads() {
+                if !written.contains(&register) && !live.contains(&register) {
+                    live.push(register);
+                }
+            }
             written.extend(step.operation().writes());
         }
         Parting { steps: last.map_or(0, |i| i + 1), live }

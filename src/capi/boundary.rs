@@ -54,9 +54,10 @@ macro_rules! export_plain {
     )* };
 }
 
-/// Defines a struct of the header: its fields after `struct_size`, with their defaults.
+/// Defines a struct of the header: its fields after `struct_size`, with their defaults; `since` names the first that the shortest
+/// version lacks.
 macro_rules! plain {
-    ($(#[$m:meta])* $name:ident, $c:literal { $($field:ident: $t:ty = $default:expr,)* }) => {
+    ($(#[$m:meta])* $name:ident, $c:literal $(since $later:ident)? { $($field:ident: $t:ty = $default:expr,)* }) => {
         $(#[$m])*
         #[repr(C)]
         #[derive(Clone, Copy)]
@@ -70,7 +71,12 @@ macro_rules! plain {
 
         // SAFETY: repr(C), begins with a usize, and the compiler checks below that any bytes make the other fields.
         #[allow(unsafe_code)]
-        unsafe impl $crate::capi::boundary::Plain for $name {}
+        unsafe impl $crate::capi::boundary::Plain for $name {
+            const LEAST: usize = {
+                let versions = [$(std::mem::offset_of!($name, $later),)? size_of::<$name>()];
+                versions[0]
+            };
+        }
 
         const _: fn() = || {
             fn any_bytes<T: $crate::capi::boundary::Bits>() {}
@@ -108,7 +114,10 @@ impl Bits for *const Text {}
 ///
 /// # Safety
 /// `repr(C)`, its first field is `struct_size: usize`, and any bytes make a value.
-pub(super) unsafe trait Plain: Copy + Default {}
+pub(super) unsafe trait Plain: Copy + Default {
+    /// Bytes of its shortest version.
+    const LEAST: usize;
+}
 
 /// No struct of this interface will be larger; a size above is garbage.
 const LARGEST: usize = 4096;
@@ -256,11 +265,10 @@ impl<T: Plain> StructOut<T> {
     pub fn init(&self, size: usize, name: &str) -> Done {
         check(self.0, name)?;
         check_size::<T>(size, name)?;
-        // SAFETY: by contract there are `size` bytes, at least those of a T.
+        // SAFETY: by contract there are `size` bytes, and `put` asks for no more.
         unsafe {
             self.0.cast::<u8>().write_bytes(0, size);
-            self.0.write(T::default());
-            self.0.cast::<usize>().write(size);
+            self.put(T::default(), size);
         }
         Ok(())
     }
@@ -281,12 +289,22 @@ impl<T: Plain> StructOut<T> {
             return Ok(());
         }
         let size = sized(self.0, name)?;
-        // SAFETY: by contract there are `size` bytes, at least those of a T.
+        // SAFETY: by contract there are `size` bytes.
+        unsafe { self.put(value, size) };
+        Ok(())
+    }
+
+    /// As much of a value as its caller has, and how much that is.
+    ///
+    /// # Safety
+    /// There are `size` bytes, at least those of `struct_size`.
+    unsafe fn put(&self, value: T, size: usize) {
+        let known = size.min(size_of::<T>());
+        // SAFETY: both have `known` bytes, and the value is apart; it begins with its size.
         unsafe {
-            self.0.write(value);
+            std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), self.0.cast::<u8>(), known);
             self.0.cast::<usize>().write(size);
         }
-        Ok(())
     }
 }
 
@@ -298,12 +316,12 @@ fn sized<T: Plain>(p: *const T, name: &str) -> Done<usize> {
     Ok(size)
 }
 
-/// All structs are still as they were in the first version, so none may be shorter.
-fn check_size<T>(size: usize, name: &str) -> Done {
-    if (size_of::<T>()..=LARGEST).contains(&size) {
+/// From the shortest version of a struct to what no later one will exceed.
+fn check_size<T: Plain>(size: usize, name: &str) -> Done {
+    let least = T::LEAST;
+    if (least..=LARGEST).contains(&size) {
         return Ok(());
     }
-    let least = size_of::<T>();
     Err(Failure::argument(format!("struct_size of {name}: expected {least} to {LARGEST}, found {size}")))
 }
 

@@ -4,7 +4,7 @@ use super::super::adapter::{self, Layer};
 use super::super::failure::{self, Failure, PANIC};
 use super::super::model::{self, Base};
 use super::super::session::{self, Seat};
-use super::super::structs::{self, SessionOptions};
+use super::super::structs::{self, SessionOptions, TrainOptions};
 use super::super::{onlay_error_free, onlay_error_message, onlay_error_status, train};
 use super::*;
 use crate::error::Kind;
@@ -159,6 +159,17 @@ fn lengths_beyond_any_memory_are_refused() {
         let e = ErrorOut(&mut error);
         refused(structs::onlay_session_options_init(StructOut(&mut options), size, e), error, "struct_size");
     }
+    // A program that was compiled before the last fields were there: it gets their defaults, and nothing behind its own end.
+    let least = <TrainOptions as Plain>::LEAST;
+    assert!(least < size_of::<TrainOptions>());
+    let mut options = TrainOptions { polite: 7, reserved: 7, ..TrainOptions::default() };
+    let e = ErrorOut(&mut error);
+    assert_eq!(structs::onlay_train_options_init(StructOut(&mut options), least, e), 0);
+    assert_eq!((options.struct_size, options.polite, options.reserved, options.rank), (least, 7, 7, 16));
+    let read = StructIn(&raw const options).read("options").unwrap_or_else(|_| panic!("a shorter struct"));
+    assert_eq!((read.polite, read.reserved, read.rank), (0, 0, 16));
+    let e = ErrorOut(&mut error);
+    refused(structs::onlay_train_options_init(StructOut(&mut options), least - 1, e), error, "struct_size");
     // Plans beyond any memory are refused, not attempted.
     for (context, rows, rank) in [(1 << 24, 1 << 16, 1 << 16), (u64::MAX, 1, 1), (1, u64::MAX, 1), (1, 0, 1)]
     {

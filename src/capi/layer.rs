@@ -16,6 +16,7 @@ use crate::adapter::manifest::Hash;
 use crate::adapter::{Activation, Adapter, Init, Lora, Method, New, Places, Scaling, Targets};
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::model::Model;
+use crate::tensor::Threads;
 use onlay_kernels::Level;
 use serde_json::{Map, Value};
 
@@ -23,7 +24,7 @@ use serde_json::{Map, Value};
 const RANK: u64 = 16;
 
 /// The layer before the first step, the same in a run that is resumed, and the id of the one that it continues.
-pub(super) fn layer(o: &TrainOptions, model: &Model, threads: usize) -> Done<(Lora, Option<Hash>)> {
+pub(super) fn layer(o: &TrainOptions, model: &Model, threads: Threads) -> Done<(Lora, Option<Hash>)> {
     let from = o.init_adapter.bytes("init_adapter")?;
     if !from.is_empty() {
         let (parent, _) = Adapter::open(path(from, "init_adapter")?, model)?;

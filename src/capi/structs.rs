@@ -62,7 +62,7 @@ plain! {
 
 plain! {
     /// A run.
-    TrainOptions, "onlay_train_options" {
+    TrainOptions, "onlay_train_options" since polite {
         data: Text = Text::EMPTY,
         data_format: Text = Text::EMPTY,
         eval_data: Text = Text::EMPTY,

@@ -243,7 +243,7 @@ export! {
         let o = options.read("options")?;
         let mut run_options = run_options(&o)?;
         let (path, overwrite) = output(&o, &model)?;
-        let (layer, parent) = layer(&o, &model, run_options.threads.count)?;
+        let (layer, parent) = layer(&o, &model, run_options.threads)?;
         run_options.parent = parent;
         let mut watch = Watch { callback, user, last: Progress::default() };
         let data = data(&o, &model, &mut watch)?;

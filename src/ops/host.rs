@@ -123,7 +123,7 @@ impl<'a> Host<'a> {
     pub(super) fn over_rows(&mut self, to: MatMut<'_>, f: impl Fn(usize, &mut [f32]) + Sync) {
         let cols = to.cols();
         let data = to.data();
-        if data.len() < WORTH || self.team.len() == 1 {
+        if data.len() < WORTH || self.team.is_alone() {
             return f(0, data);
         }
         let rows = (WORTH / 4 / cols).max(1);
@@ -145,7 +145,7 @@ impl<'a> Host<'a> {
         let cols = a.cols();
         assert_eq!(cols, b.cols(), "two matrices of one shape");
         let (a, b) = (a.data(), b.data());
-        if a.len() < WORTH || self.team.len() == 1 {
+        if a.len() < WORTH || self.team.is_alone() {
             return f(0, a, b);
         }
         let rows = (WORTH / 4 / cols).max(1);

@@ -73,7 +73,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    fn back(&self) -> bool {
+    pub(crate) fn back(&self) -> bool {
         self.outputs > 0 || self.head_back.0 > 0
     }
     /// Whether many rows meet unquantized weights.

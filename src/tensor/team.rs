@@ -5,7 +5,7 @@
 //! tokens nothing runs. On a busy machine whoever waits gives the core away instead of burning it.
 //!
 //! A polite team is for work that nobody waits for: its members are threads of lowest priority, the caller, whose priority is the
-//! host's business, is none of them, and nobody ever spins.
+//! host's business, is none of them (it does what is too little to be divided), and nobody ever spins.
 
 use crate::error::{Error, Kind, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -123,6 +123,11 @@ impl Team {
     /// Members.
     pub fn len(&self) -> usize {
         self.threads.len() + usize::from(!self.polite)
+    }
+
+    /// Whether the caller does everything.
+    pub fn is_alone(&self) -> bool {
+        self.threads.is_empty()
     }
 
     /// Never.

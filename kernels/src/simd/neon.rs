@@ -103,21 +103,21 @@ words! {
     #[allow(unsafe_code)]
     fn load_f16(x: &[u16; 8]) -> Floats {
         let x: uint16x8_t = must_cast(*x);
-        let (mut first, mut second) = (vdupq_n_f32(0.0), vdupq_n_f32(0.0));
+        let (first, second): (float32x4_t, float32x4_t);
         // SAFETY: two instructions of the level, on registers alone.
         unsafe {
-            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) first, in(vreg) x, options(pure, nomem, nostack, preserves_flags));
-            asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) second, in(vreg) x, options(pure, nomem, nostack, preserves_flags));
+            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) first, in(vreg) x, options(pure, nomem, nostack));
+            asm!("fcvtl2 {0:v}.4s, {1:v}.8h", out(vreg) second, in(vreg) x, options(pure, nomem, nostack));
         }
         [first, second]
     }
     #[allow(unsafe_code)]
     fn store_f16(to: &mut [u16; 8], x: Floats) {
-        let mut halves: uint16x8_t;
+        let halves: uint16x8_t;
         // SAFETY: two instructions of the level, on registers alone: to the nearest, ties to even, as Rust leaves the mode.
         unsafe {
             asm!("fcvtn {0:v}.4h, {1:v}.4s", "fcvtn2 {0:v}.8h, {2:v}.4s", out(vreg) halves, in(vreg) x[0], in(vreg) x[1],
-                 options(pure, nomem, nostack, preserves_flags));
+                 options(pure, nomem, nostack));
         }
         *to = must_cast(halves);
     }

@@ -228,7 +228,7 @@ pub fn layer(args: &Args, model: &Model, rank: Option<usize>) -> onlay::Result<(
         seed: args.seed,
         ..of
     };
-    Ok((new.layer(model, options::level()?, args.machine.count())?, None))
+    Ok((new.layer(model, options::level()?, args.machine.team())?, None))
 }
 
 /// The tokens of a list: numbers, or names of the vocabulary.
