@@ -53,7 +53,7 @@ levels! {
             let (q, _) = q.as_chunks::<2>();
             let (q, xd, xs) = (&q[..N::N * len], &x.d[..N::N * len], &x.sums[..N::N * len]);
             let offset = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
-            let steps = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            let steps = const { simd::wide::steps(F::MAX) };
             let lines = (L * row_bytes / 64).div_ceil(len);
             for (g, rows) in w.chunks(L * row_bytes).enumerate() {
                 let n = rows.len() / row_bytes;
@@ -150,7 +150,7 @@ levels! {
             let (xs, _) = xs.as_chunks::<2>();
             let (q, xd, xs) = (&q[..N::N * len], &x.d[..N::N * len], &xs[..N::N * len]);
             let biased = F::MIN || F::OFFSET != 0 || (F::SIGNED && simd::wide::SIGNED_OFFSET != 0);
-            let steps = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            let steps = const { simd::wide::steps(F::MAX) };
             // four products of unsigned quants in each lane, for as many pieces as share a scale
             let small = const { !F::SIGNED && F::MAX * 127 * 4 * (F::SUB as u32 / 16) < 1 << 15 };
             let lines = (L * row_bytes / 64).div_ceil(8 * len);

@@ -227,7 +227,7 @@ levels! {
             let (xq, xd, xs) = (&xq[..len], &xd[..len], &xs[..len]);
             let mut acc = begin(from, y, stride);
             let offset = if F::SIGNED { simd::wide::SIGNED_OFFSET } else { F::OFFSET };
-            let run = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            let run = const { simd::wide::steps(F::MAX) };
             for b in 0..len {
                 let mut total = [[simd::wide::zero_ints(); C]; G];
                 let mut partial = [[simd::wide::zero_partial(); C]; G];
@@ -304,7 +304,7 @@ levels! {
             let biased = F::MIN || F::OFFSET != 0 || (F::SIGNED && simd::wide::SIGNED_OFFSET != 0);
             let subs = 256 / F::SUB;
             let scale = &scale[..subs * len];
-            let run = const { if F::SIGNED && simd::wide::SIGNED_OFFSET == 0 { 1 } else { simd::wide::steps(F::MAX) } };
+            let run = const { simd::wide::steps(F::MAX) };
             for b in 0..len {
                 let mut total = [[simd::wide::zero_ints(); C]; G];
                 let mut low = total;

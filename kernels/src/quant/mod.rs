@@ -87,7 +87,7 @@ pub(crate) trait Blocked {
     type Block: bytemuck::Pod;
     /// Signed quants (−127..=127) instead of unsigned.
     const SIGNED: bool;
-    /// The largest unsigned quant; at most 63 where sub-blocks are scaled.
+    /// The largest magnitude of a quant; unsigned ones are at most 63 where sub-blocks are scaled.
     const MAX: u32;
     /// Blocks of 32: what is taken off an unsigned quant.
     const OFFSET: i32 = 0;
