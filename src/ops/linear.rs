@@ -100,7 +100,9 @@ impl Linear {
         let plain = |site| {
             !says(batch, |d| d.enters(site) || d.leaves(site) || d.follows(site) || d.matrix(site).is_some())
         };
-        if (g.to, u.to) != (gate.gate, gate.up) || !plain(g.site) || !plain(u.site) {
+        // a few rows wait for memory, which is fastest in one straight line
+        let few = batch.rows() <= FEW;
+        if few || (g.to, u.to) != (gate.gate, gate.up) || !plain(g.site) || !plain(u.site) {
             return false;
         }
         let (x, mut to) = (host.frame.read(self.x), host.frame.write(gate.to));
