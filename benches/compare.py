@@ -206,10 +206,11 @@ def main():
         elif r == "mixed":
             worn = ("--adapter", args.adapter, "--sessions", 8)
             apart = ("onlay", lambda: s.onlay("Q4_K_M", generate=32, more=(*worn, "--apart")))
-            row(n, "8 sessions, 8 LoRAs, Q4_K_M", [apart, ("one LoRA", lambda: s.onlay("Q4_K_M", generate=32, more=worn))])
+            same = lambda: s.onlay("Q4_K_M", generate=32, more=worn)  # noqa: E731
+            row(n, "8 sessions, 8 LoRAs, Q4_K_M", [apart, ("one LoRA", same)])
             if args.llama and (pathlib.Path(args.llama) / "llama-server").exists():
-                row(n, "8 sessions, 8 LoRAs, Q4_K_M", [apart, ("llama.cpp's server", lambda: s.server("Q4_K_M", 8, 32, True)),
-                                                      ("the same LoRA for all", lambda: s.server("Q4_K_M", 8, 32, False))])
+                for what, ours, own in (("8 LoRAs", apart[1], True), ("one LoRA", same, False)):
+                    row(n, f"8 sessions, {what}, Q4_K_M", [("onlay", ours), ("llama.cpp's server", lambda own=own: s.server("Q4_K_M", 8, 32, own))])
         elif r == "busy":
             with busy(args.threads):
                 row(n, "decode 64 on a busy machine, Q4_K_M", [("onlay", lambda: s.onlay("Q4_K_M", generate=64))]

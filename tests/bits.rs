@@ -3,11 +3,12 @@
 
 mod support;
 use onlay::adapter::{Method, New, Targets};
-use onlay::model::{Request, Runner, Sequence, Wanted};
+use onlay::model::{Model, Request, Runner, Sequence, Wanted};
 use onlay::ops::kv::Precision;
 use onlay::ops::{Delta, Site};
 use onlay::rng::Rng;
 use onlay_kernels::Level;
+use std::sync::Arc;
 use support::*;
 
 const FILES: [&str; 8] = [
@@ -158,6 +159,12 @@ fn what_cannot_be_run_is_refused_and_changes_nothing() {
     assert_eq!(try_tokens(&[1; 40]), (Ok(()), 100));
 }
 
+fn at_level(file: &str, level: Level) -> (Arc<Model>, Runner) {
+    let model = open(vectors().join(format!("{file}.gguf")));
+    let runner = runner(&model, onlay::model::Options { level, ..options(2) });
+    (model, runner)
+}
+
 fn worn<'a>(
     sequence: &'a mut Sequence,
     tokens: &'a [u32],
@@ -172,12 +179,7 @@ fn worn<'a>(
 fn what_is_not_wanted_changes_no_bit() {
     for level in Level::available() {
         for file in FILES {
-            let model = open(vectors().join(format!("{file}.gguf")));
-            let mut runner = runner(&model, {
-                let mut o = options(2);
-                o.level = level;
-                o
-            });
+            let (model, mut runner) = at_level(file, level);
             let v = model.program().vocabulary;
             let (text, other) = (tokens(75, 3, v), tokens(40, 9, v));
             // one of them wears a layer
@@ -221,12 +223,7 @@ fn what_is_not_wanted_changes_no_bit() {
 fn gates_are_the_same_apart() {
     for level in Level::available() {
         for file in FILES {
-            let model = open(vectors().join(format!("{file}.gguf")));
-            let mut runner = runner(&model, {
-                let mut o = options(2);
-                o.level = level;
-                o
-            });
+            let (model, mut runner) = at_level(file, level);
             let v = model.program().vocabulary;
             let (text, other) = (tokens(30, 3, v), tokens(20, 9, v));
             let targets = Some(Targets::parse("gate").unwrap());

@@ -107,7 +107,7 @@ pub fn main(args: Args) -> Result<()> {
     tests.sort_by_key(|t| t.rank);
     // Last, for it takes 256 MiB, which the peaks are not to show.
     let ceilings = match args.machine.device()? {
-        Device::Host => Limits::Host(Ceilings::measure(args.machine.count())?),
+        Device::Host => Limits::Host(Ceilings::measure(args.machine.team())?),
         device => Limits::Device { read: onlay::backend::copied(device)? },
     };
     report(&args, &model, &tests, &ceilings)

@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::Model;
 use crate::ops::Room;
 use crate::ops::kv::{Precision, TILE};
-use crate::tensor::Team;
+use crate::tensor::{Team, Threads};
 use onlay_kernels::{Level, narrow, peak};
 use std::time::Instant;
 
@@ -27,7 +27,8 @@ impl Ceilings {
     ///
     /// # Errors
     /// As [`Team::new`]; `Memory` if there are not 256 MiB for reading.
-    pub fn measure(threads: usize) -> Result<Self> {
+    pub fn measure(threads: impl Into<Threads>) -> Result<Self> {
+        let threads = threads.into();
         let level = Level::chosen().map_err(|text| Error::new(Kind::Argument, text))?;
         let mut team = Team::new(threads)?;
         let words = 1 << 25;
@@ -68,7 +69,7 @@ impl Ceilings {
                 })
             })
         });
-        let all = |count: u64, time: f64| (count * threads as u64) as f64 / time;
+        let all = |count: u64, time: f64| (count * threads.count as u64) as f64 / time;
         Ok(Ceilings {
             read: 8.0 * words as f64 / read,
             floats: all(peak::floats(level, rounds).0, floats),

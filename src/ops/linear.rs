@@ -366,12 +366,7 @@ fn multiply_batch(
                 let width = block.row(0).len();
                 if few && hidden > 0 {
                     let deltas = batch.spans.iter().filter_map(|s| s.delta);
-                    deltas.for_each(|d| {
-                        [Some(task), other]
-                            .into_iter()
-                            .flatten()
-                            .for_each(|t| d.soon(level, t.site, first, width))
-                    });
+                    deltas.for_each(|d| d.soon(level, task.site, first, width));
                 }
                 if task.base {
                     let Worker { tile, panel, spare, .. } = &mut *worker;

@@ -274,8 +274,8 @@ impl Scratch {
         let rows = needs.rows.min(ROWS).next_multiple_of(GROUP);
         let back = if needs.back() { needs.rows * BACK.1 } else { 0 };
         let one = (rows * TASK).max(super::FEW * FEW_WIDTH);
-        // where nobody walks back, two products that a gate makes one of
-        if needs.back() { one.max(back) } else { 2 * one }
+        // where nobody walks back, many rows of two products that a gate makes one of
+        one.max(if needs.back() { back } else { 2 * rows * TASK })
     }
 
     /// Lends `len` numbers of a member's spare memory (whatever they hold).
