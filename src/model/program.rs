@@ -5,7 +5,7 @@
 //! walks it backward segment by segment, with only the residual streams kept between. The memory plan, the binder,
 //! the sites of adapters and `inspect` read the same list.
 
-use crate::backend::{End, Parting};
+use crate::backend::End;
 use crate::error::{Error, Findings, Kind, Place, Result};
 use crate::ops::kv::Precision;
 use crate::ops::{
@@ -65,8 +65,6 @@ pub struct Segment {
     pub name: String,
     /// Its steps.
     pub steps: Vec<Step>,
-    /// Where its rows part.
-    pub parting: Parting,
 }
 
 /// The end of the program: final norm and logits, computed only for the rows somebody asks for.
@@ -372,8 +370,7 @@ impl<'a> Builder<'a> {
     pub fn end(&mut self, a: Register, b: Register) {
         self.steps.push(Step::Add(Add { a, b, to: self.program.result }));
         let (name, steps) = (self.prefix.clone(), std::mem::take(&mut self.steps));
-        let parting = Parting::of(&steps);
-        self.program.segments.push(Segment { name, steps, parting });
+        self.program.segments.push(Segment { name, steps });
     }
 
     /// The register called `name`, the same in every segment.

@@ -2,7 +2,7 @@
 
 use super::open::Model;
 use super::program::Program;
-use crate::backend::{self, Backend, Device, Ends, Outline, Plan, Walk};
+use crate::backend::{self, Backend, Device, Ends, Outline, Parting, Plan, Walk};
 use crate::error::{Error, Kind, Result};
 use crate::ops::kv::{Pool, Precision};
 use crate::ops::{Attend, Batch, Delta, MatrixId, Room, Site, Span, Step, Tables, Turns, VectorId};
@@ -183,11 +183,17 @@ impl View<'_> {
 
 /// Computes a batch, from its tokens to the end of the program.
 /// See [`Backend::walk`].
-fn walk(backend: &mut dyn Backend, view: &View<'_>, batch: Batch<'_>, ends: Option<Ends<'_>>) -> bool {
+fn walk(
+    backend: &mut dyn Backend,
+    view: &View<'_>,
+    parting: &Parting,
+    batch: Batch<'_>,
+    ends: Option<Ends<'_>>,
+) -> bool {
     let program = view.model.program();
     let steps = |i: usize| &program.segments[i].steps[..];
     let walk = Walk {
-        parting: &program.segments.last().expect("a program has segments").parting,
+        parting,
         ends,
         embed: &program.embed,
         segments: program.segments.len(),
@@ -206,6 +212,8 @@ pub struct Runner {
     turns: Turns,
     tokens: Vec<u32>,
     pieces: Vec<Range<usize>>,
+    /// Where the last segment's rows part.
+    parting: Parting,
     /// Rows that somebody wants, and the pieces that they are.
     ends: Vec<u32>,
     end_pieces: Vec<Range<usize>>,
@@ -302,6 +310,7 @@ impl Runner {
             backend,
             tokens: Vec::with_capacity(options.rows),
             pieces: Vec::with_capacity(options.rows),
+            parting: Parting::of(program.segments.last().map_or(&[], |s| &s.steps[..])),
             ends: Vec::with_capacity(options.rows),
             end_pieces: Vec::with_capacity(options.rows),
             model,
@@ -397,7 +406,7 @@ impl Runner {
             Ends { rows: &self.ends, batch: Batch { tokens, spans: end_spans, pieces: &self.end_pieces } };
         let some = (self.ends.len() < self.tokens.len()).then_some(ends);
         let view = View { model: &self.model, turns: &self.turns };
-        let narrow = walk(&mut *self.backend, &view, batch, some);
+        let narrow = walk(&mut *self.backend, &view, &self.parting, batch, some);
         self.give_logits(requests, narrow, take)?;
         self.backend.check()?;
         for r in requests {
@@ -420,7 +429,8 @@ impl Runner {
             Batch::cut(&spans, Attend::longest_piece(group), &mut self.pieces);
             let batch = Batch { tokens: &self.tokens, spans: &spans, pieces: &self.pieces };
             let nobody = Ends { rows: &[], batch: Batch { tokens: &[], spans: &[], pieces: &[] } };
-            walk(&mut *self.backend, &View { model: &self.model, turns: &self.turns }, batch, Some(nobody));
+            let view = View { model: &self.model, turns: &self.turns };
+            walk(&mut *self.backend, &view, &self.parting, batch, Some(nobody));
         }
     }
 
